@@ -2,14 +2,14 @@
 
     NemoSdgError
     +-- ConfigurationError         the user can mend it; raised before anything is spent (exit 2)
-    |   +-- DataError              input: a missing file or column, a broken line, an id that stands twice
-    |   +-- RecipeError            recipe or option: unknown key, wrong value; names line and nearest key
+    |   +-- DataError              input: a missing file or column, a broken line, an id twice
+    |   +-- RecipeError            recipe or option: unknown key, wrong value; names the place
     |   +-- PromptError            template: unknown or missing placeholder, bad template syntax
     |   +-- TokenizerError         a tokenizer that cannot be loaded, or has no chat template
     |   +-- BackendError           cuDF was asked for where it cannot run
     |   +-- CredentialError        a key that is named but not set, or refused (401, 403)
-    |   +-- EndpointError          unknown model, context window too small, address that is no endpoint
-    |   +-- RunFolderError         the folder belongs to another run, or another process works in it
+    |   +-- EndpointError          unknown model, context window too small, no endpoint there
+    |   +-- RunFolderError         the folder belongs to another run, or is in use
     +-- RunStopped                 nothing is lost; the same command goes on from here (exit 3)
     |   +-- EndpointDown           no endpoint was usable for longer than the outage limit
     |   +-- TooManyFailures        one reason hits more of the answers than `max_failures` allows

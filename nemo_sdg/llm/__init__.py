@@ -1,1 +1,1 @@
-"""TODO."""
+"""Ask language models: requests, clients, one engine per worker, the ledger of paid answers."""

@@ -1,0 +1,318 @@
+"""What is asked and what comes back: plain values, no I/O.
+
+    request = Request(model="llama", messages=chat("Be brief.", "What is Dask?"),
+                      sampling=Sampling(temperature=0.0, max_output_tokens=64))
+    request.keys()        # one ledger key per sample
+    request.body()        # the JSON that goes over the wire
+
+`KEY_VERSION` stands in every key. What is hashed decides the answer and nothing else: kind, model,
+messages, sampling, schema, and, unless the temperature is 0, the seed and the sample number.
+Address, API key, streaming and time-outs are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import orjson
+
+from nemo_sdg.errors import (
+    AnswerError,
+    CutAnswer,
+    EmptyAnswer,
+    MalformedReply,
+    RefusedAnswer,
+)
+
+KEY_VERSION = 1
+
+Kind = Literal["chat", "completion", "embedding"]
+Message = Mapping[str, Any]
+
+_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
+
+
+def chat(system: str | None, user: str) -> tuple[Message, ...]:
+    """Build the usual two messages; without a system text, the user message alone."""
+    messages: tuple[Message, ...] = ({"role": "user", "content": user},)
+    return ({"role": "system", "content": system}, *messages) if system else messages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How an answer is drawn. None means: not sent, the server's own default holds.
+
+    `extra_body` goes into the body as it is (for vLLM and NIM: `chat_template_kwargs`, `min_p`,
+    ...). `schema` is a JSON Schema for servers with structured output. `n` asks for several
+    samples in one request; all are kept.
+    """
+
+    temperature: float | None = 0.5
+    top_p: float | None = 0.9
+    top_k: int | None = None
+    max_output_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logprobs: int | None = None
+    schema: Mapping[str, Any] | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> Sampling:
+        """Return a copy with these fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """True where the same request can only be answered the same way (temperature 0)."""
+        return self.temperature == 0
+
+    def described(self) -> dict[str, Any]:
+        """Return the fields that are set, without `n`: the sampling part of a key."""
+        pairs = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "n")
+        return {k: v for k, v in pairs if v is not None and v != () and v != {}}
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that are equal for equal sampling; the column in provenance."""
+        return _hash(self.described(), size=8)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One question to one model. `seed` is None until the driver of its row stamps it."""
+
+    messages: tuple[Message, ...]
+    model: str = ""
+    sampling: Sampling = Sampling()
+    kind: Kind = "chat"
+    seed: int | None = None
+
+    def stamped(self, *, model: str, seed: int) -> Request:
+        """Return the request as it will be asked: model filled in, seed where one is of use."""
+        return replace(
+            self,
+            model=self.model or model,
+            seed=None if self.sampling.is_deterministic else seed,
+        )
+
+    def prompt(self) -> str:
+        """Return the text of all messages, for plain completion, estimates and hashes."""
+        return "\n\n".join(str(m.get("content") or "") for m in self.messages)
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the ledger keys, 32 hex digits each, one for every sample (`sampling.n`)."""
+        described: dict[str, Any] = {
+            "v": KEY_VERSION,
+            "kind": self.kind,
+            "model": self.model,
+            "messages": [dict(m) for m in self.messages],
+            "sampling": self.sampling.described(),
+        }
+        if self.sampling.is_deterministic and self.sampling.n == 1:
+            return (_hash(described),)
+        described["seed"] = self.seed
+        return tuple(_hash(described | {"sample": i}) for i in range(self.sampling.n))
+
+    def prompt_hash(self) -> str:
+        """Return 16 hex digits of the messages alone; the column in provenance."""
+        return _hash([dict(m) for m in self.messages], size=8)
+
+    def body(
+        self,
+        *,
+        max_tokens_field: str = "max_tokens",
+        unsupported: frozenset[str] = frozenset(),
+        stream: bool = False,
+    ) -> bytes:
+        """Return the JSON body. Fields that are not set, or in `unsupported`, are left out."""
+        sampling = self.sampling
+        body: dict[str, Any] = {"model": self.model}
+        if self.kind == "chat":
+            body["messages"] = [dict(m) for m in self.messages]
+        elif self.kind == "completion":
+            body["prompt"] = self.prompt()
+        else:
+            body["input"] = [str(m.get("content") or "") for m in self.messages]
+            return orjson.dumps(body | dict(sampling.extra_body))
+        body |= {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            max_tokens_field: sampling.max_output_tokens,
+            "stop": list(sampling.stop) or None,
+            "n": sampling.n if sampling.n > 1 else None,
+            "seed": self.seed,
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+        }
+        if sampling.logprobs is not None:
+            if self.kind == "chat":
+                body |= {"logprobs": True, "top_logprobs": sampling.logprobs or None}
+            else:
+                body["logprobs"] = sampling.logprobs
+        if sampling.schema is not None:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": dict(sampling.schema)},
+            }
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body |= sampling.extra_body
+        return orjson.dumps(
+            {k: v for k, v in body.items() if v is not None and k not in unsupported}
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens as the server counted them. `reasoning` is part of `output`, `cached` of `input`."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        names = [f.name for f in fields(self)]
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    @classmethod
+    def from_body(cls, usage: Mapping[str, Any] | None) -> Usage:
+        """Read the `usage` object of a reply; whatever is missing or null counts as 0."""
+        usage = usage or {}
+        spent = usage.get("completion_tokens_details") or {}
+        given = usage.get("prompt_tokens_details") or {}
+        return cls(
+            input_tokens=int(usage.get("prompt_tokens") or 0),
+            output_tokens=int(usage.get("completion_tokens") or 0),
+            reasoning_tokens=int(spent.get("reasoning_tokens") or 0),
+            cached_tokens=int(given.get("cached_tokens") or 0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One sample. `text` is the answer without its reasoning, "" where the server sent none."""
+
+    text: str = ""
+    reasoning: str = ""
+    finish_reason: str | None = None
+    refusal: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: Mapping[str, Any] | None = None
+
+    def usable_text(self) -> str:
+        """Return the text, or raise the `AnswerError` that says why there is none."""
+        if self.refusal or self.finish_reason == "content_filter":
+            raise RefusedAnswer(self.refusal or "stopped by the content filter")
+        if self.finish_reason == "length":
+            raise CutAnswer("the answer reached the output limit")
+        if not self.text.strip():
+            calls = "; the model called a tool instead" if self.tool_calls else ""
+            raise EmptyAnswer(f"no text in the answer{calls}")
+        return self.text
+
+    @classmethod
+    def from_body(cls, choice: Mapping[str, Any]) -> Choice:
+        """Read one element of `choices`, of a chat or of a plain completion."""
+        message = choice.get("message") or {}
+        content = message.get("content", choice.get("text"))
+        if isinstance(content, list):  # parts, as some gateways send
+            content = "".join(str(p.get("text") or "") for p in content if isinstance(p, Mapping))
+        text = content if isinstance(content, str) else ""
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+        text, inline = split_reasoning(text)
+        return cls(
+            text=text,
+            reasoning=str(reasoning) or inline,
+            finish_reason=choice.get("finish_reason"),
+            refusal=message.get("refusal"),
+            tool_calls=tuple(message.get("tool_calls") or ()),
+            logprobs=choice.get("logprobs"),
+        )
+
+
+def split_reasoning(text: str) -> tuple[str, str]:
+    """Separate a leading thinking block from the answer: (answer, reasoning).
+
+    A block that is never closed is reasoning to the end. A block without its opening mark (some
+    chat templates put the mark into the prompt) ends at the closing mark.
+    """
+    head = text.lstrip()
+    if head.startswith(_THINK_OPEN):
+        reasoning, closed, answer = head[len(_THINK_OPEN) :].partition(_THINK_CLOSE)
+        return (answer.lstrip() if closed else ""), reasoning.strip()
+    if _THINK_CLOSE in text and _THINK_OPEN not in text:
+        reasoning, _, answer = text.partition(_THINK_CLOSE)
+        return answer.lstrip(), reasoning.strip()
+    return text, ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """A complete answer. `attempts` counts what was sent for it; 0 seconds when it was filed."""
+
+    choices: tuple[Choice, ...]
+    usage: Usage = Usage()
+    model: str = ""
+    keys: tuple[str, ...] = ()
+    endpoint: str = ""
+    attempts: int = 1
+    latency_s: float = 0.0
+    was_filed: bool = False
+    embeddings: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The usable text of the first sample; raises `AnswerError` where there is none."""
+        return self.choices[0].usable_text()
+
+    def samples(self) -> list[str | AnswerError]:
+        """Return for every sample its text, or the error that says why it has none."""
+        found: list[str | AnswerError] = []
+        for choice in self.choices:
+            try:
+                found.append(choice.usable_text())
+            except AnswerError as error:
+                found.append(error)
+        return found
+
+
+def read_body(body: Any) -> tuple[tuple[Choice, ...], tuple[tuple[float, ...], ...]]:
+    """Check a decoded reply and return (choices, embeddings); raise `MalformedReply`."""
+    if not isinstance(body, Mapping):
+        raise MalformedReply(f"the reply is a JSON {type(body).__name__}, not an object")
+    if isinstance(data := body.get("data"), Sequence) and "choices" not in body:
+        try:
+            vectors = tuple(tuple(float(x) for x in entry["embedding"]) for entry in data)
+        except (TypeError, KeyError, ValueError) as error:
+            raise MalformedReply(f"an embedding cannot be read: {error!r}") from None
+        return (), vectors
+    choices = body.get("choices")
+    if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+        raise MalformedReply("the reply holds no choices")
+    if not all(isinstance(c, Mapping) for c in choices):
+        raise MalformedReply("a choice of the reply is not an object")
+    try:
+        return tuple(Choice.from_body(c) for c in choices), ()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise MalformedReply(f"a choice of the reply cannot be read: {error!r}") from None
+
+
+def derive_seed(*parts: int | str | Iterable[int]) -> int:
+    """Return a seed in 0 .. 2**31 - 1 that depends on the parts and their order alone."""
+    plain = [list(p) if isinstance(p, Iterable) and not isinstance(p, str) else p for p in parts]
+    return int(_hash(plain, size=8), 16) & 0x7FFF_FFFF
+
+
+def _hash(value: Any, size: int = 16) -> str:
+    # Surrogates cannot be encoded: they would fail here although JSON escapes allow them.
+    try:
+        data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        data = repr(value).encode("utf-8", "backslashreplace")
+    return hashlib.blake2b(data, digest_size=size).hexdigest()
