@@ -1,1 +1,1 @@
-"""TODO."""
+"""Techniques: what is asked, how the answer is read, what is cleaned. Data, not code paths."""

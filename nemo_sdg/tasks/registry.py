@@ -1,0 +1,88 @@
+"""Find tasks by name: those of the package, of entry points, and of a user's own file.
+
+An entry point in the group `nemo_sdg.tasks` names a `Task`, or a module that registers some.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import cloudpickle
+
+from nemo_sdg.errors import ConfigurationError, RecipeError
+from nemo_sdg.tasks.task import FlowTask, Task
+
+ENTRY_POINT_GROUP = "nemo_sdg.tasks"
+FAMILIES = ("nemo_sdg.tasks.nemotron_cc", "nemo_sdg.tasks.multilingual")
+
+_tasks: dict[str, Task | FlowTask] = {}
+
+
+def register(task: Task | FlowTask) -> Task | FlowTask:
+    """Make a task known by its name; registering the same value again changes nothing.
+
+    Raises:
+        ConfigurationError: another task has this name.
+    """
+    known = _tasks.setdefault(task.name, task)
+    if known != task:
+        raise ConfigurationError(
+            f"there is already a task named {task.name!r}; choose another name"
+        )
+    return task
+
+
+def all_tasks() -> dict[str, Task | FlowTask]:
+    """Return every known task by name, in alphabetical order."""
+    for family in FAMILIES:
+        importlib.import_module(family)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        found = entry.load()
+        if isinstance(found, Task | FlowTask):
+            register(found)
+    return dict(sorted(_tasks.items()))
+
+
+def get_task(name: str) -> Task | FlowTask:
+    """Return the task of this name.
+
+    Raises:
+        RecipeError: there is none; the message has the nearest name and the way to list them.
+    """
+    tasks = all_tasks()
+    if name in tasks:
+        return tasks[name]
+    near = difflib.get_close_matches(name, tasks, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise RecipeError(f"there is no task {name!r}; {hint}`nemo-sdg tasks` lists all")
+
+
+def load_task_file(path: str | Path) -> list[Task | FlowTask]:
+    """Run a Python file and register the tasks it defines at its top level.
+
+    Raises:
+        ConfigurationError: no such file, it fails while it runs, or it defines no task.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ConfigurationError(f"there is no task file {path}")
+    name = f"nemo_sdg_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigurationError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    cloudpickle.register_pickle_by_value(module)  # workers cannot import the user's file
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 - a user's file may raise anything
+        raise ConfigurationError(f"{path} fails: {type(error).__name__}: {error}") from error
+    found = [value for value in vars(module).values() if isinstance(value, Task | FlowTask)]
+    if not found:
+        raise ConfigurationError(f"{path} defines no Task")
+    return [register(task) for task in found]
