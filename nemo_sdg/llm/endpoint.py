@@ -1,0 +1,203 @@
+"""An endpoint: where requests go, what it understands, and where its key is found.
+
+    Endpoint(url="http://localhost:8000/v1", model="llama-3.1-8b", api_key_env="MY_KEY")
+
+An `Endpoint` is plain data that travels in task graphs, so it holds the name of the variable or
+file with the API key, never the key. Each process looks the key up for itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from nemo_sdg.errors import ConfigurationError, CredentialError
+
+DEFAULT_KEY_ENV = "NEMO_SDG_API_KEY"
+VENDOR_KEY_ENV = {"api.openai.com": "OPENAI_API_KEY", "nvidia.com": "NVIDIA_API_KEY"}
+"""Vendor variables are read for the vendor's own hosts (and their subdomains) only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialect:
+    """How a kind of server differs from the plain protocol. A new kind is a new value below."""
+
+    max_tokens_field: str = "max_tokens"
+    unsupported: frozenset[str] = frozenset()
+
+
+DIALECTS: Mapping[str, Dialect] = {
+    "generic": Dialect(),
+    "vllm": Dialect(),
+    "nim": Dialect(),
+    "tgi": Dialect(unsupported=frozenset({"top_k"})),
+    "openai": Dialect(
+        max_tokens_field="max_completion_tokens",
+        unsupported=frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"}),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timeouts:
+    """Seconds. Time that a request waits on our side counts for none of them."""
+
+    connect_s: float = 10.0
+    first_byte_s: float = 120.0
+    between_bytes_s: float = 60.0
+    total_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """An OpenAI-compatible server.
+
+    Attributes:
+        url: base address up to and including `/v1`; the part `/chat/completions` is cut off.
+        model: the model asked where a task or row names none.
+        kind: a key of `DIALECTS`, or "auto": by host, else generic.
+        api_key_env, api_key_file: where the key stands; an unset variable is an error.
+        concurrency: requests in flight over all workers; None: 256, 32 on the internet.
+        headers: sent with every request; a value `$NAME` is read from the environment.
+        unsupported: further body fields never to be sent (such as `seed`).
+        stream: ask for streamed answers; they are put together again.
+        proxy: address of an HTTP proxy; None: the usual variables, for hosts beyond loopback.
+        ca_file: certificates of a private authority; TLS is always verified.
+        price_in, price_out: money per million tokens; None: unknown, never 0.
+    """
+
+    url: str
+    model: str = ""
+    kind: str = "auto"
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    concurrency: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    unsupported: frozenset[str] = frozenset()
+    stream: bool = False
+    timeouts: Timeouts = Timeouts()
+    proxy: str | None = None
+    ca_file: str | None = None
+    price_in: float | None = None
+    price_out: float | None = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigurationError(
+                f"--endpoint {self.url!r} is no address such as http://localhost:8000/v1; "
+                "without a server use `offline`, the built-in endpoint"
+            )
+        if parts.username or parts.password:
+            raise ConfigurationError("an endpoint address must not carry a password; use a key")
+        path = parts.path.rstrip("/")
+        for tail in ("/chat/completions", "/completions", "/embeddings", "/models"):
+            path = path.removesuffix(tail)
+        object.__setattr__(self, "url", f"{parts.scheme}://{parts.netloc}{path}")
+        if self.kind != "auto" and self.kind not in DIALECTS:
+            raise ConfigurationError(
+                f"endpoint kind {self.kind!r} is unknown; known are auto, {', '.join(DIALECTS)}"
+            )
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ConfigurationError(f"concurrency must be at least 1, not {self.concurrency}")
+
+    def replace(self, **changes: Any) -> Endpoint:
+        """Return a copy with these fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def host(self) -> str:
+        """The host name, without port."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """True where requests never leave this machine."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def is_local(self) -> bool:
+        """True for loopback, private addresses and names without a public domain."""
+        try:
+            return ipaddress.ip_address(self.host).is_private
+        except ValueError:
+            return "." not in self.host or self.host.endswith((".local", ".internal", ".lan"))
+
+    @property
+    def dialect(self) -> Dialect:
+        """What the kind of server understands, with this endpoint's own exceptions."""
+        kind = self.kind
+        if kind == "auto":
+            kind = "openai" if self.host == "api.openai.com" else "generic"
+        known = DIALECTS[kind]
+        return replace(known, unsupported=known.unsupported | self.unsupported)
+
+    @property
+    def limit(self) -> int:
+        """Requests in flight over all workers together."""
+        return self.concurrency or (256 if self.is_local else 32)
+
+    def key(self) -> str | None:
+        """Look the API key up in this process; None where none is configured.
+
+        Raises:
+            CredentialError: the variable or file that was named is not there, or is empty.
+        """
+        if self.api_key_file:
+            try:
+                found = Path(self.api_key_file).expanduser().read_text().strip()
+            except OSError as error:
+                raise CredentialError(
+                    f"the API key file cannot be read: {error.strerror}: {self.api_key_file}"
+                ) from None
+            if not found:
+                raise CredentialError(f"the API key file {self.api_key_file} is empty")
+            return found
+        if self.api_key_env:
+            found = os.environ.get(self.api_key_env, "").strip()
+            if not found:
+                raise CredentialError(
+                    f"the variable {self.api_key_env} was named for the API key and is not set; "
+                    f"export it where the workers start, or leave the option out"
+                )
+            return found
+        names = [v for k, v in VENDOR_KEY_ENV.items() if ("." + self.host).endswith("." + k)]
+        for name in (DEFAULT_KEY_ENV, *names):
+            if found := os.environ.get(name, "").strip():
+                return found
+        return None
+
+    def request_headers(self) -> dict[str, str]:
+        """Return the headers of a request, the key among them: never to be logged."""
+        headers = {"Content-Type": "application/json", "User-Agent": "nemo-sdg"}
+        if key := self.key():
+            headers["Authorization"] = f"Bearer {key}"
+        for name, value in self.headers.items():
+            if value.startswith("$"):
+                value = os.environ.get(value[1:], "")
+                if not value:
+                    raise CredentialError(
+                        f"the header {name} reads {self.headers[name]}, which is not set"
+                    )
+            headers[name] = value
+        return headers
+
+    def scrub(self, text: str) -> str:
+        """Return the text without the key and without secret header values."""
+        try:
+            secrets = [self.key(), *(os.environ.get(v[1:]) for v in self.headers.values())]
+        except CredentialError:
+            return text
+        for secret in filter(None, secrets):
+            text = text.replace(secret, "[key]")
+        return text

@@ -1,0 +1,229 @@
+"""The ledger: every answer that was paid for, on disk, found again by its key.
+
+    ledger = Ledger(folder, writer=True)
+    ledger.put(entry(key, meta, body))      # returns once the operating system has it
+    ledger.get(key)                         # the entry's bytes, or None
+
+It keeps raw replies, so that changed parsing and cleaning cost nothing. One JSON line an entry:
+`{"k":"<32 hex>","m":{what belongs to the call},"r":{the reply as it came}}`. Each writer has a
+file of its own, appended and never changed; readers take complete lines of all files, so a torn
+tail costs that line and nothing else.
+
+Two guarantees: an answer counts only after it was handed to the operating system (no process kill
+loses it); the loss of a node costs at most what came after the last `sync`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_sdg.errors import MalformedReply, RunFolderError, RunStopped
+from nemo_sdg.llm.request import Reply, Usage, read_body
+
+FORMAT_VERSION = 1
+_HEADER = b'{"format":"nemo_sdg ledger","v":%d}\n'
+_KEY_AT = slice(6, 38)
+_SCAN_BYTES = 1 << 20
+
+
+class LedgerFull(RunStopped):
+    """The disk takes no more answers; those that are filed are safe."""
+
+
+def entry(key: str, meta: Mapping[str, Any], body: Mapping[str, Any]) -> bytes:
+    """Return the line of one sample."""
+    return orjson.dumps({"k": key, "m": meta, "r": body}) + b"\n"
+
+
+def split_samples(body: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return one body a sample; tokens of the whole reply stand in the first alone.
+
+    Raises:
+        MalformedReply: the reply holds fewer samples than were asked for.
+    """
+    if count == 1:
+        return [dict(body)]
+    choices = body.get("choices") or []
+    if len(choices) < count:
+        raise MalformedReply(f"{count} samples were asked for, the reply holds {len(choices)}")
+    rest = {k: v for k, v in body.items() if k not in ("choices", "usage")}
+    samples = [rest | {"choices": [choice]} for choice in choices[:count]]
+    samples[0]["usage"] = body.get("usage")
+    return samples
+
+
+def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:
+    """Put the samples of one request back together."""
+    decoded = [orjson.loads(line) for line in entries]
+    parts = [read_body(value["r"]) for value in decoded]
+    meta, body = decoded[0]["m"], decoded[0]["r"]
+    usage = Usage()
+    for value in decoded:
+        usage += Usage.from_body(value["r"].get("usage"))
+    return Reply(
+        choices=tuple(choice for choices, _ in parts for choice in choices),
+        embeddings=tuple(vector for _, vectors in parts for vector in vectors),
+        usage=usage,
+        model=str(body.get("model") or meta.get("model") or ""),
+        keys=tuple(value["k"] for value in decoded),
+        endpoint=meta.get("endpoint", ""),
+        attempts=meta.get("attempts", 1),
+        latency_s=meta.get("latency_s", 0.0),
+        was_filed=was_filed,
+    )
+
+
+class Ledger:
+    """Answers in a folder, by key. Not safe for threads; safe for any number of processes.
+
+    Args:
+        folder: made if missing, mode 0700.
+        writer: whether `put` will be called; a reader makes no file.
+
+    Memory: about 150 bytes an entry for the index. Opening reads every file once.
+    """
+
+    def __init__(self, folder: str | Path, *, writer: bool = False) -> None:
+        self.folder = Path(folder)
+        self._index: dict[bytes, tuple[int, int, int]] = {}
+        self._files: list[Path] = []
+        self._handles: dict[int, int] = {}
+        self._ends: dict[Path, int] = {}
+        self._out: int | None = None
+        self._dirty = False
+        if writer:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.refresh()
+        if writer:
+            self._open_for_writing()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, key: str) -> bool:
+        return bytes.fromhex(key) in self._index
+
+    def get(self, key: str) -> bytes | None:
+        """Return the entry of a key, or None where there is none that can be read."""
+        found = self._index.get(bytes.fromhex(key))
+        if found is None:
+            return None
+        number, offset, length = found
+        handle = self._handles.get(number)
+        if handle is None:
+            handle = self._handles[number] = os.open(self._files[number], os.O_RDONLY)
+        line = os.pread(handle, length, offset)
+        try:
+            orjson.loads(line)
+        except orjson.JSONDecodeError:  # damaged on disk: as if it had never been filed
+            del self._index[bytes.fromhex(key)]
+            return None
+        return line
+
+    def put(self, line: bytes) -> None:
+        """Append an entry; when this returns, killing the process loses nothing.
+
+        Raises:
+            LedgerFull: the disk is full; the file ends with the last complete entry.
+        """
+        if self._out is None:
+            raise RunFolderError("this ledger was opened for reading")
+        number, end = self._own, self._ends[self._files[self._own]]
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._out, line[written:])
+        except OSError as error:
+            os.ftruncate(self._out, end)
+            raise LedgerFull(
+                f"the answer cannot be filed ({error.strerror}) in {self.folder}; what is filed "
+                "is safe: make room and run the same command again"
+            ) from None
+        self._index[bytes.fromhex(line[_KEY_AT].decode())] = (number, end, len(line))
+        self._ends[self._files[number]] = end + len(line)
+        self._dirty = True
+
+    def refresh(self) -> None:
+        """Take in what other writers have appended since."""
+        for path in sorted(self.folder.glob("*.jsonl")):
+            if self._out is not None and path == self._files[self._own]:
+                continue
+            if path not in self._ends:
+                self._files.append(path)
+                self._ends[path] = 0
+            if path.stat().st_size > self._ends[path]:
+                self._scan(path)
+
+    def entries(self) -> Iterator[bytes]:
+        """Yield every entry once."""
+        for key in list(self._index):
+            if line := self.get(key.hex()):
+                yield line
+
+    def sync(self) -> None:
+        """Force what was filed to the disk; a blocking call, cheap when nothing is new."""
+        if self._out is not None and self._dirty:
+            self._dirty = False
+            os.fdatasync(self._out)
+
+    def close(self) -> None:
+        """Sync and let go of all files. An own file without an entry is removed."""
+        self.sync()
+        if self._out is not None:
+            os.close(self._out)
+            path = self._files[self._own]
+            if self._ends[path] <= len(_HEADER % FORMAT_VERSION):
+                path.unlink(missing_ok=True)
+            self._out = None
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+    def _open_for_writing(self) -> None:
+        host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40]
+        path = self.folder / f"{host}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        self._out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        header = _HEADER % FORMAT_VERSION
+        os.write(self._out, header)
+        self._own = len(self._files)
+        self._files.append(path)
+        self._ends[path] = len(header)
+
+    def _scan(self, path: Path) -> None:
+        number = self._files.index(path)
+        offset = self._ends[path]
+        with path.open("rb", buffering=_SCAN_BYTES) as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # a torn tail, or a writer in the middle of a line: read it next time
+                if offset == 0:
+                    self._check_header(path, line)
+                elif line.startswith(b'{"k":"') and line.endswith(b"}\n"):
+                    try:
+                        key = bytes.fromhex(line[_KEY_AT].decode("ascii"))
+                    except ValueError:
+                        key = b""
+                    if len(key) == 16:
+                        self._index[key] = (number, offset, len(line))
+                offset += len(line)
+        self._ends[path] = offset
+
+    @staticmethod
+    def _check_header(path: Path, line: bytes) -> None:
+        try:
+            version = orjson.loads(line).get("v")
+        except (orjson.JSONDecodeError, AttributeError):
+            version = None
+        if version != FORMAT_VERSION:
+            raise RunFolderError(
+                f"{path} is no ledger of version {FORMAT_VERSION}; it was written by another "
+                "version of nemo_sdg, or is another file"
+            )

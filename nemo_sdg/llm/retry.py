@@ -1,0 +1,56 @@
+"""When to ask again: decided here and nowhere else, on types, without a clock.
+
+A transport failure repeats the same request under the same key. Whether an answer that came is of
+use is the task's affair (`Task.flow`); SDK retries underneath are off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_sdg.errors import (
+    ConnectionFailed,
+    MalformedReply,
+    RateLimited,
+    RequestError,
+    RequestTimeout,
+    ServerFailure,
+    Unauthorized,
+    UnknownModel,
+)
+
+TRANSIENT = (ConnectionFailed, RequestTimeout, RateLimited, ServerFailure, MalformedReply)
+"""Errors after which the same request may well succeed."""
+
+FATAL = (Unauthorized, UnknownModel)
+"""Errors that hit every row alike: the run cannot go on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryPolicy:
+    """Back-off with full jitter: the n-th wait is drawn from 0 .. min(max, base * 2 ** (n - 1)).
+
+    `Retry-After` is a lower bound of the wait, and is obeyed beyond `max_wait_s` too.
+    """
+
+    max_tries: int = 6
+    base_wait_s: float = 0.5
+    max_wait_s: float = 60.0
+
+    def wait_s(self, error: RequestError, tries: int, draw: float) -> float | None:
+        """Return the seconds to wait before the next try, or None to give the request up.
+
+        Args:
+            error: what the last try ended with.
+            tries: tries made so far that count, the last one included. A 429 counts for none:
+                the endpoint lives and asks for patience; see `limits.Health` for its end.
+            draw: a number in 0 .. 1, uniform.
+        """
+        if not isinstance(error, TRANSIENT):
+            return None
+        if tries >= self.max_tries and not isinstance(error, RateLimited):
+            return None
+        ceiling = min(self.max_wait_s, self.base_wait_s * 2.0 ** min(max(tries - 1, 0), 30))
+        asked = error.retry_after_s or 0.0
+        # A little jitter above Retry-After keeps waiting requests from returning all at once.
+        return asked + min(asked, 1.0) * 0.1 * draw if asked else ceiling * draw
