@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,7 +77,7 @@ class Endpoint:
     api_key_env: str | None = None
     api_key_file: str | None = None
     concurrency: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     unsupported: frozenset[str] = frozenset()
     stream: bool = False
     timeouts: Timeouts = Timeouts()
@@ -103,6 +103,7 @@ class Endpoint:
             raise ConfigurationError(
                 f"endpoint kind {self.kind!r} is unknown; known are auto, {', '.join(DIALECTS)}"
             )
+        object.__setattr__(self, "headers", tuple(dict(self.headers).items()))  # hashable
         if self.concurrency is not None and self.concurrency < 1:
             raise ConfigurationError(f"concurrency must be at least 1, not {self.concurrency}")
 
@@ -182,20 +183,19 @@ class Endpoint:
         headers = {"Content-Type": "application/json", "User-Agent": "nemo-sdg"}
         if key := self.key():
             headers["Authorization"] = f"Bearer {key}"
-        for name, value in self.headers.items():
+        for name, value in dict(self.headers).items():
             if value.startswith("$"):
-                value = os.environ.get(value[1:], "")
-                if not value:
-                    raise CredentialError(
-                        f"the header {name} reads {self.headers[name]}, which is not set"
-                    )
+                found = os.environ.get(value[1:], "")
+                if not found:
+                    raise CredentialError(f"the header {name} reads {value}, which is not set")
+                value = found
             headers[name] = value
         return headers
 
     def scrub(self, text: str) -> str:
         """Return the text without the key and without secret header values."""
         try:
-            secrets = [self.key(), *(os.environ.get(v[1:]) for v in self.headers.values())]
+            secrets = [self.key(), *(os.environ.get(v[1:]) for v in dict(self.headers).values())]
         except CredentialError:
             return text
         for secret in filter(None, secrets):

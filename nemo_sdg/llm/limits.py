@@ -23,57 +23,67 @@ _TELLING = (ConnectionFailed, RequestTimeout, ServerFailure)
 class Health:
     """Tells an endpoint that is down from rows that fail.
 
-    It is down after `failures_to_suspect` failures in a row (refused or broken connections,
-    time-outs, 5xx) without an answer between them, once a probe has failed too. While it is down
-    nothing is sent but probes, rows wait and no try of theirs counts. After `max_outage_s`
-    without an answer `expired` is true. A 429 is no failure; 429s without any answer for
-    `max_outage_s` are an outage too.
+    After `failures_to_suspect` failures in a row (refused or broken connections, time-outs, 5xx)
+    without an answer between them it is suspect: nothing is sent but a probe. A probe that is
+    answered clears it, and the rows' failures are their own. A probe that fails means it is down:
+    rows wait and no try of theirs counts, until a probe is answered. A 429 is no failure, the
+    endpoint lives and asks for patience. Unusable for longer than `max_outage_s`, be it down or
+    answering nothing but 429, it is `expired`.
     """
 
     def __init__(self, *, max_outage_s: float = 600.0, failures_to_suspect: int = 5) -> None:
         self.max_outage_s = max_outage_s
         self.failures_to_suspect = failures_to_suspect
-        self.failures = 0
-        self.trouble_since: float | None = None
-        self.is_down = False
         self.is_suspect = False
         self.last_error: RequestError | None = None
-        self._probes = 0
+        self._failures = 0
+        self._first_failure: float | None = None
+        self._failed_probes = 0
+        self._refusing_since: float | None = None
+
+    @property
+    def is_down(self) -> bool:
+        """True from the first probe that failed to the first sign of life."""
+        return self._failed_probes > 0
 
     def answered(self) -> None:
         """A complete answer came, of any content."""
-        self.failures = 0
-        self._probes = 0
-        self.trouble_since = None
-        self.is_down = self.is_suspect = False
+        self._clear()
+        self._refusing_since = None
 
     def failed(self, error: RequestError, now: float) -> None:
         """A try failed."""
         if isinstance(error, RateLimited):
-            self.trouble_since = now if self.trouble_since is None else self.trouble_since
             self.last_error = error
+            if self._refusing_since is None:
+                self._refusing_since = now
         elif isinstance(error, _TELLING):
-            self.trouble_since = now if self.trouble_since is None else self.trouble_since
             self.last_error = error
-            self.failures += 1
-            self.is_suspect = self.failures >= self.failures_to_suspect
+            if self._first_failure is None:
+                self._first_failure = now
+            self._failures += 1
+            self.is_suspect = self._failures >= self.failures_to_suspect
 
     def probed(self, *, alive: bool) -> None:
-        """A probe ended. Alive: rows are tried again, and their failures are their own."""
-        self._probes += 1
-        self.is_down = not alive
+        """A probe ended."""
         if alive:
-            self._probes = 0
-            self.failures = 0
-            self.is_suspect = False
+            self._clear()
+        else:
+            self._failed_probes += 1
 
     def next_probe_s(self) -> float:
         """Seconds to wait before the next probe: 0 at first, then 1, 2, 4 ... at most 15."""
-        return 0.0 if self._probes == 0 else min(15.0, 2.0 ** (self._probes - 1))
+        return min(15.0, 2.0 ** (self._failed_probes - 1)) if self._failed_probes else 0.0
 
     def expired(self, now: float) -> bool:
         """True when the endpoint has been unusable for longer than allowed."""
-        return self.trouble_since is not None and now - self.trouble_since > self.max_outage_s
+        since = self._first_failure if self.is_down else self._refusing_since
+        return since is not None and now - since > self.max_outage_s
+
+    def _clear(self) -> None:
+        self.is_suspect = False
+        self._failures = self._failed_probes = 0
+        self._first_failure = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

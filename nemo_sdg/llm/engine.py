@@ -1,0 +1,364 @@
+"""The engine: one event loop a worker, in a process of its own, that outlives every partition.
+
+Requests come in and answers go out as frames of bytes over a socket (`nemo_sdg.llm.frames`); no
+data frame and no callable crosses it. It runs in a child process because one busy pure-Python
+thread beside it slows an event loop by an order of magnitude: `benchmarks/engine_place.py`.
+
+What happens to a request: it is looked up in the ledger, joined to an equal one on its way, or
+queued (oldest session first, in it the costliest first); it takes a slot; its answer is filed, and
+only then handed over. A transport failure gives the slot back and waits outside. When the endpoint
+is down nothing is sent but probes, and no try counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import os
+import pickle
+import random
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemo_sdg.errors import EndpointDown, NemoSdgError, RequestError, RunStopped
+from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.frames import read_frame, write_frame
+from nemo_sdg.llm.ledger import Ledger, entry, split_samples
+from nemo_sdg.llm.limits import Health
+from nemo_sdg.llm.request import Usage, read_body
+from nemo_sdg.llm.retry import FATAL, RetryPolicy
+from nemo_sdg.llm.transport import AsyncTransport
+
+REFRESH_S = 1.0
+REPORT_S = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """What an engine is started with. Holds no key; equal configurations share an engine.
+
+    Attributes:
+        concurrency: requests in flight of this engine (its share of `endpoint.limit`).
+        ledger: folder of the ledger; None: answers are not kept.
+        ledger_sync_s: seconds between forced writes to the disk.
+    """
+
+    endpoint: Endpoint
+    concurrency: int
+    ledger: str | None = None
+    ledger_sync_s: float = 1.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    max_outage_s: float = 600.0
+
+
+@dataclass(slots=True)
+class _Item:
+    """One request on its way; equal requests wait in `waiters` of the first."""
+
+    keys: tuple[str, ...]
+    kind: str
+    model: str
+    body: bytes
+    waiters: list[tuple[int, int]] = field(default_factory=list)
+    tries: int = 0
+    sent: int = 0
+    order: tuple[int, int] = (0, 0)
+
+
+class Engine:
+    """See the module's text. Runs until its socket closes."""
+
+    def __init__(self, config: EngineConfig, reader: asyncio.StreamReader, out: Any) -> None:
+        self.config = config
+        self.reader, self.out = reader, out
+        self.transport = AsyncTransport(config.endpoint)
+        self.ledger = Ledger(config.ledger, writer=True) if config.ledger else None
+        self.health = Health(max_outage_s=config.max_outage_s)
+        self.queue: list[tuple[tuple[int, int], int, _Item]] = []
+        self.open: dict[tuple[str, ...], _Item] = {}
+        self.in_flight = 0
+        self.counts: Counter[str] = Counter()
+        self.lag_s = 0.0
+        self.fatal: NemoSdgError | None = None
+        self._done: list[tuple[Any, ...]] = []
+        self._tasks: dict[asyncio.Task[None], _Item] = {}
+        self._waiting: dict[asyncio.TimerHandle, _Item] = {}
+        self._sequence = 0
+        self._flush_planned = False
+        self._refreshed = 0.0
+        self._prober: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve frames until the other side closes; then stop all requests and file what is due."""
+        timers = [asyncio.create_task(self._report()), asyncio.create_task(self._sync())]
+        try:
+            while (frame := await read_frame(self.reader)) is not None:
+                what, *rest = frame
+                if what == "submit":
+                    self._submit(*rest)
+                elif what == "close":
+                    self._close_session(rest[0])
+        finally:
+            leftover = [*timers, *self._tasks, *([self._prober] if self._prober else [])]
+            for task in leftover:
+                task.cancel()
+            await asyncio.gather(*leftover, return_exceptions=True)
+            await self.transport.close()
+            if self.ledger is not None:
+                self.ledger.close()
+
+    # --- requests in ---------------------------------------------------------------------------
+
+    def _submit(self, session: int, order: int, items: list[list[Any]]) -> None:
+        if self.ledger is not None and time.monotonic() - self._refreshed > REFRESH_S:
+            self.ledger.refresh()
+            self._refreshed = time.monotonic()
+        for token, keys, kind, model, body, cost in items:
+            self._take(_Item(tuple(keys), kind, model, body), session, token, (order, -cost))
+        self._pump()
+        self._plan_flush()
+
+    def _take(self, item: _Item, session: int, token: int, order: tuple[int, int]) -> None:
+        if self.fatal is not None:
+            return
+        if self.ledger is not None:
+            filed = [self.ledger.get(key) for key in item.keys]
+            if all(filed):
+                self.counts["from_ledger"] += 1
+                self._done.append((session, token, True, filed, True))
+                return
+        known = self.open.get(item.keys)
+        if known is not None:
+            known.waiters.append((session, token))
+            self.counts["coalesced"] += 1
+            return
+        item.waiters.append((session, token))
+        item.order = order
+        self.open[item.keys] = item
+        self._push(item)
+
+    def _push(self, item: _Item) -> None:
+        self._sequence += 1
+        heapq.heappush(self.queue, (item.order, self._sequence, item))
+
+    def _close_session(self, session: int) -> None:
+        for item in list(self.open.values()):
+            item.waiters = [w for w in item.waiters if w[0] != session]
+        for task, item in self._tasks.items():
+            if not item.waiters:
+                task.cancel()
+        for timer, item in list(self._waiting.items()):
+            if not item.waiters:
+                timer.cancel()
+                del self._waiting[timer]
+        for keys in [keys for keys, item in self.open.items() if not item.waiters]:
+            del self.open[keys]
+        self._pump()
+
+    # --- requests out --------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        while (
+            self.queue
+            and self.in_flight < self.config.concurrency
+            and not self.health.is_suspect
+            and self.fatal is None
+        ):
+            item = heapq.heappop(self.queue)[2]
+            if item.waiters:
+                self.in_flight += 1
+                task = asyncio.create_task(self._ask(item))
+                self._tasks[task] = item
+                task.add_done_callback(self._tasks.pop)
+        if self.health.is_suspect and self._prober is None and self.fatal is None:
+            self._prober = asyncio.create_task(self._probe())
+
+    async def _ask(self, item: _Item) -> None:
+        item.tries += 1
+        item.sent += 1
+        self.counts["sent"] += 1
+        started = time.perf_counter()
+        try:
+            body = await self.transport.send(item.kind, item.body)
+            read_body(body)
+            samples = split_samples(body, len(item.keys))
+        except RequestError as error:
+            self.in_flight -= 1
+            self._failed(item, error)
+        except asyncio.CancelledError:
+            self.in_flight -= 1
+            raise
+        else:
+            self.in_flight -= 1
+            self.health.answered()
+            self._answered(item, body, samples, time.perf_counter() - started)
+        self._pump()
+        self._plan_flush()
+
+    def _answered(
+        self, item: _Item, body: dict[str, Any], samples: list[dict[str, Any]], latency_s: float
+    ) -> None:
+        meta = {
+            "model": item.model,
+            "endpoint": self.config.endpoint.url,
+            "attempts": item.sent,
+            "latency_s": round(latency_s, 6),
+            "at": round(time.time(), 3),
+        }
+        lines = [entry(k, meta, s) for k, s in zip(item.keys, samples, strict=True)]
+        if self.ledger is not None:
+            try:
+                for line in lines:
+                    self.ledger.put(line)
+            except RunStopped as error:
+                self._stop(error)
+                return
+        usage = Usage.from_body(body.get("usage"))
+        self.counts["answers"] += 1
+        self.counts["input_tokens"] += usage.input_tokens
+        self.counts["output_tokens"] += usage.output_tokens
+        self.counts["reasoning_tokens"] += usage.reasoning_tokens
+        self.counts["cached_tokens"] += usage.cached_tokens
+        self._finish(item, True, lines, False)
+
+    def _failed(self, item: _Item, error: RequestError) -> None:
+        self.counts["failed." + error.code] += 1
+        if isinstance(error, FATAL):
+            self._stop(error)
+            return
+        self.health.failed(error, time.monotonic())
+        if self.health.is_down:
+            item.tries -= 1  # an outage is not the row's fault
+        wait_s = self.config.retry.wait_s(error, item.tries, random.random())
+        if wait_s is None and self.health.is_suspect:
+            item.tries -= 1  # the probe decides whether the row or the endpoint is to blame
+            wait_s = 0.0
+        if wait_s is None:
+            self._finish(item, False, error.code, error.detail, error.status)
+        else:
+            self.counts["retries." + error.code] += 1
+            loop = asyncio.get_running_loop()
+            timer: list[asyncio.TimerHandle] = []
+            timer.append(loop.call_later(wait_s, lambda: self._again(timer[0], item)))
+            self._waiting[timer[0]] = item
+        if self.health.expired(time.monotonic()):
+            self._stop(self._outage())
+
+    def _again(self, timer: asyncio.TimerHandle, item: _Item) -> None:
+        del self._waiting[timer]
+        self._push(item)
+        self._pump()
+
+    def _finish(self, item: _Item, ok: bool, *payload: Any) -> None:
+        self.open.pop(item.keys, None)
+        self._done.extend((*waiter, ok, *payload) for waiter in item.waiters)
+
+    async def _probe(self) -> None:
+        """Ask the endpoint for a sign of life until it gives one or the outage is too long."""
+        while self.fatal is None:
+            await asyncio.sleep(self.health.next_probe_s())
+            alive = await self.transport.probe()
+            self.health.probed(alive=alive)
+            if alive:
+                break
+            if self.health.expired(time.monotonic()):
+                self._stop(self._outage())
+        self._prober = None
+        self._pump()
+
+    def _outage(self) -> EndpointDown:
+        last = f": {self.health.last_error.detail}" if self.health.last_error else ""
+        return EndpointDown(
+            f"{self.config.endpoint.url} gave no answer for {self.config.max_outage_s:g} s{last}. "
+            "All answers so far are filed: run the same command again when it is back."
+        )
+
+    def _stop(self, error: NemoSdgError) -> None:
+        """End the whole engine: the error is everybody's."""
+        if self.fatal is None:
+            self.fatal = error
+            self.queue.clear()
+            self.out.write(write_frame(["fatal", pickle.dumps(error)]))
+
+    # --- answers out ---------------------------------------------------------------------------
+
+    def _plan_flush(self) -> None:
+        if self._done and not self._flush_planned:
+            self._flush_planned = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        done, self._done = self._done, []
+        if done:
+            self.out.write(write_frame(["done", done]))
+
+    async def _report(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(REPORT_S)
+            self.lag_s = max(self.lag_s, time.monotonic() - before - REPORT_S)
+            state = {
+                "in_flight": self.in_flight,
+                "queued": len(self.queue),
+                "waiting": len(self._waiting),
+                "is_down": self.health.is_down,
+                "lag_s": round(self.lag_s, 4),
+            }
+            self.out.write(write_frame(["state", state, dict(self.counts)]))
+            if self.health.expired(time.monotonic()) and self.open:
+                self._stop(self._outage())
+
+    async def _sync(self) -> None:
+        while self.ledger is not None:
+            await asyncio.sleep(self.config.ledger_sync_s)
+            # In a thread: on a shared file system a sync can take long, and the loop must not wait.
+            await asyncio.to_thread(self.ledger.sync)
+
+
+async def serve(connection: socket.socket) -> None:
+    """Serve one engine over a connected socket; the first frame is its pickled configuration."""
+    reader, writer = await asyncio.open_connection(sock=connection, limit=1 << 20)
+    try:
+        first = await read_frame(reader)
+        if first is None:
+            return
+        try:
+            engine = Engine(pickle.loads(first[0]), reader, writer)
+        except NemoSdgError as error:
+            writer.write(write_frame(["fatal", pickle.dumps(error)]))
+            await writer.drain()
+            await reader.read()
+            return
+        writer.write(write_frame(["ready"]))
+        await engine.run()
+    finally:
+        with contextlib.suppress(ConnectionError, OSError):
+            writer.close()
+            await writer.wait_closed()
+
+
+def main() -> None:
+    """Run an engine on the inherited socket whose number is the first argument."""
+    # Ctrl-C reaches the whole process group; the worker decides what becomes of the engine.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.setblocking(False)
+    runner: Any = asyncio.run
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        runner = uvloop.run
+    runner(serve(connection))
+
+
+if __name__ == "__main__":
+    main()
+    # Skip interpreter teardown: the ledger is closed, and there is nothing else to save.
+    os._exit(0)

@@ -1,0 +1,326 @@
+"""The worker's side of the engine: start it, hand it requests, wait for answers.
+
+    engine = get_engine(config)
+    engine.admit(len(rows))                     # waits while enough is on its way already
+    with engine.session() as session:
+        session.submit([(0, request), (1, request)])
+        for token, answer in session.wait():    # blocks until at least one is there
+            ...                                 # answer: a Reply, or the row's RequestError
+
+One engine serves all threads of a process (of a Dask worker, where several share a process).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import pickle
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from nemo_sdg import errors
+from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
+from nemo_sdg.llm.engine import EngineConfig, serve
+from nemo_sdg.llm.frames import receive_frame, write_frame
+from nemo_sdg.llm.ledger import read_reply
+from nemo_sdg.llm.request import Reply, Request
+
+ADMIT_FACTOR = 2.5
+"""Requests on their way, as a multiple of the slots, up to which a further partition is let in.
+
+Less than 2 starves the slots while a partition is being read; more only holds rows in memory."""
+
+ADMIT_BYTES = 256 << 20
+START_TIMEOUT_S = 60.0
+
+Answer = Reply | RequestError
+
+_by_code = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, RequestError)
+}
+
+
+class EngineLost(RunStopped):
+    """The engine's process ended unasked; what it had filed is safe."""
+
+
+class EngineHandle:
+    """A running engine. Make one with `get_engine`; safe for threads."""
+
+    def __init__(self, config: EngineConfig, *, place: str = "process") -> None:
+        self.config = config
+        self.state: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+        dialect = config.endpoint.dialect
+        self._body_options: dict[str, Any] = {
+            "max_tokens_field": dialect.max_tokens_field,
+            "unsupported": dialect.unsupported,
+            "stream": config.endpoint.stream,
+        }
+        self._error: NemoSdgError | None = None
+        self._sessions: dict[int, Session] = {}
+        self._sequence = 0
+        self._on_way = 0
+        self._bytes_on_way = 0
+        self._changed = threading.Condition()
+        self._send_lock = threading.Lock()
+        ours, theirs = socket.socketpair()
+        self._connection = ours
+        self._child = _start(theirs, place)
+        self._send([pickle.dumps(config)])
+        ours.settimeout(START_TIMEOUT_S)
+        first = receive_frame(ours)
+        ours.settimeout(None)
+        if first is None or first[0] != "ready":
+            self.close()
+            raise pickle.loads(first[1]) if first else EngineLost("the engine did not start")
+        self._reader = threading.Thread(target=self._read, name="nemo-sdg-engine", daemon=True)
+        self._reader.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine has stopped for good."""
+        return self._error is None
+
+    def admit(self, requests: int, still_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Wait until there is room for a partition's first requests; one is always let in.
+
+        Args:
+            requests: how many are about to be submitted.
+            still_wanted: asked now and then while waiting; False ends the wait with `Interrupted`.
+        """
+        window = ADMIT_FACTOR * self.config.concurrency
+        with self._changed:
+            while self._error is None and (
+                self._on_way >= window or self._bytes_on_way >= ADMIT_BYTES
+            ):
+                self._changed.wait(0.2)
+                if not still_wanted():
+                    raise errors.Interrupted("the task was cancelled")
+        self._check()
+
+    def session(self) -> Session:
+        """Open a session; its requests go before those of sessions opened later."""
+        with self._changed:
+            self._sequence += 1
+            session = Session(self, self._sequence)
+            self._sessions[session.number] = session
+        self._check()
+        return session
+
+    def close(self) -> None:
+        """Stop the engine: requests on their way are cancelled, what was answered is filed."""
+        self._fail(EngineLost("the engine was closed"))
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+        if isinstance(self._child, subprocess.Popen):
+            try:
+                self._child.wait(10)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+        elif threading.current_thread() is not self._child:
+            self._child.join(10)
+
+    # --- for Session -----------------------------------------------------------------------------
+
+    def _submit(self, session: Session, items: Iterable[tuple[int, Request]]) -> None:
+        packed, size = [], 0
+        for token, request in items:
+            body = request.body(**self._body_options)
+            cost = len(body) + 4 * (request.sampling.max_output_tokens or 0)
+            size += len(body)
+            session._sizes[token] = len(body)
+            packed.append([token, request.keys(), request.kind, request.model, body, cost])
+        if not packed:
+            return
+        with self._changed:
+            self._on_way += len(packed)
+            self._bytes_on_way += size
+        self._send(["submit", session.number, session.number, packed])
+        self._check()
+
+    def _forget(self, session: Session) -> None:
+        with self._changed:
+            self._sessions.pop(session.number, None)
+            self._on_way -= len(session._sizes)
+            self._bytes_on_way -= sum(session._sizes.values())
+            unanswered = bool(session._sizes)
+            session._sizes.clear()
+            self._changed.notify_all()
+        if unanswered and self._error is None:
+            self._send(["close", session.number])
+
+    def _send(self, value: Any) -> None:
+        data = write_frame(value)
+        with self._send_lock, contextlib.suppress(OSError):
+            self._connection.sendall(data)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # --- answers ---------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        while (frame := receive_frame(self._connection)) is not None:
+            match frame:
+                case ["done", done]:
+                    self._hand_out(done)
+                case ["state", state, counts]:
+                    self.state, self.counts = state, counts
+                case ["fatal", error]:
+                    self._fail(pickle.loads(error))
+        self._fail(EngineLost("the engine's process ended; run the same command again"))
+
+    def _hand_out(self, done: list[list[Any]]) -> None:
+        by_session: dict[int, list[list[Any]]] = {}
+        for number, *rest in done:
+            by_session.setdefault(number, []).append(rest)
+        with self._changed:
+            for number, answers in by_session.items():
+                session = self._sessions.get(number)
+                if session is None:
+                    continue
+                for token, *_ in answers:
+                    self._on_way -= 1
+                    self._bytes_on_way -= session._sizes.pop(token)
+                session._inbox.put(answers)
+            self._changed.notify_all()
+
+    def _fail(self, error: NemoSdgError) -> None:
+        with self._changed:
+            if self._error is None:
+                self._error = error
+            for session in self._sessions.values():
+                session._inbox.put(None)
+            self._changed.notify_all()
+
+
+class Session:
+    """The requests of one partition. Used by one thread; close it (or use `with`)."""
+
+    def __init__(self, engine: EngineHandle, number: int) -> None:
+        self.number = number
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[list[list[Any]] | None] = queue.SimpleQueue()
+        self._sizes: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def submit(self, items: Iterable[tuple[int, Request]]) -> None:
+        """Hand over requests, each with a token of your choice that is not on its way."""
+        self._engine._submit(self, items)
+
+    def wait(self, timeout_s: float | None = None) -> list[tuple[int, Answer]]:
+        """Return the answers that have come, at least one, or none after the time-out.
+
+        Raises:
+            NemoSdgError: the whole run cannot go on: outage, refused key, unknown model, full disk.
+        """
+        try:
+            raw = self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return []
+        answers: list[tuple[int, Answer]] = []
+        while raw is not None:
+            answers.extend(_read_answer(*answer) for answer in raw)
+            try:
+                raw = self._inbox.get_nowait()
+            except queue.Empty:
+                return answers
+        self._engine._check()
+        return answers
+
+    def close(self) -> None:
+        """Give up what has not been answered; its requests are cancelled."""
+        self._engine._forget(self)
+
+
+def _read_answer(token: int, ok: bool, *payload: Any) -> tuple[int, Answer]:
+    if ok:
+        entries, was_filed = payload
+        return token, read_reply(entries, was_filed=was_filed)
+    code, detail, status = payload
+    return token, _by_code.get(code, RequestError)(detail, status=status)
+
+
+def _start(connection: socket.socket, place: str) -> subprocess.Popen[bytes] | threading.Thread:
+    """Start an engine on its end of the socket: a child process, or a thread for comparison."""
+    if place == "thread":
+        import asyncio
+
+        connection.setblocking(False)
+        thread = threading.Thread(target=lambda: asyncio.run(serve(connection)), daemon=True)
+        thread.start()
+        return thread
+    with connection:
+        number = connection.fileno()
+        # A plain child, not multiprocessing: Dask's workers are daemons and may have none of those.
+        return subprocess.Popen(
+            [sys.executable, "-m", "nemo_sdg.llm.engine", str(number)],
+            pass_fds=(number,),
+            stdin=subprocess.DEVNULL,
+        )
+
+
+_engines: dict[tuple[str, EngineConfig], EngineHandle] = {}
+_engines_lock = threading.Lock()
+
+
+def get_engine(config: EngineConfig) -> EngineHandle:
+    """Return the engine of this worker for a configuration, started if there is none alive.
+
+    Raises:
+        CredentialError: the key that the endpoint names is not set on this worker.
+    """
+    place = _worker_name(), config
+    with _engines_lock:
+        engine = _engines.get(place)
+        if engine is None or not engine.is_alive:
+            engine = _engines[place] = EngineHandle(config)
+        return engine
+
+
+@atexit.register
+def close_engines() -> None:
+    """Stop every engine of this process."""
+    with _engines_lock:
+        while _engines:
+            _engines.popitem()[1].close()
+
+
+def engines() -> list[EngineHandle]:
+    """Return the engines that run in this process."""
+    with _engines_lock:
+        return list(_engines.values())
+
+
+def _worker_name() -> str:
+    """Return the address of the Dask worker this thread belongs to, "" outside of any."""
+    if "distributed" not in sys.modules:
+        return ""
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().address)
+    except ValueError:
+        return ""
