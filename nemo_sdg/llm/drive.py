@@ -78,7 +78,7 @@ def run_flow(flow: Flow, ask: Callable[[Request], Reply], stamp: Stamp) -> Any:
                 else:
                     ends = [
                         run_flow(_caught(w), ask, stamp.child(number, i))
-                        for i, w in enumerate(wanted)
+                        for i, w in enumerate(_parts(wanted))
                     ]
                     answer = _unless_failed(wanted, ends)
             except RowError as error:
@@ -105,7 +105,7 @@ async def run_flow_async(
                     ends = await asyncio.gather(
                         *(
                             run_flow_async(_caught(w), ask, stamp.child(number, i))
-                            for i, w in enumerate(wanted)
+                            for i, w in enumerate(_parts(wanted))
                         )
                     )
                     answer = _unless_failed(wanted, ends)
@@ -166,37 +166,44 @@ class Crowd:
         return out
 
     def _advance(self, node: _Node, answer: Any = None, *, first: bool = False) -> None:
-        try:
-            if first:
-                wanted = next(node.flow)
-            else:
-                failed = isinstance(answer, RowError)
-                wanted = node.flow.throw(answer) if failed else node.flow.send(answer)
-        except StopIteration as end:
-            self._end(node, end.value)
-        except RowError as error:
-            self._end(node, error)
-        except Exception as error:  # noqa: BLE001 - the edge: a user's code must not harm others
-            self._end(node, FlowCrashed(f"{type(error).__name__}: {error}"))
-        else:
-            self._ask(node, wanted)
+        while True:
+            try:
+                if first:
+                    wanted = next(node.flow)
+                else:
+                    failed = isinstance(answer, RowError)
+                    wanted = node.flow.throw(answer) if failed else node.flow.send(answer)
+            except StopIteration as end:
+                return self._end(node, end.value)
+            except RowError as error:
+                return self._end(node, error)
+            except Exception as error:  # noqa: BLE001 - the edge: a user's code must not harm others
+                return self._end(node, FlowCrashed(f"{type(error).__name__}: {error}"))
+            answer, first = self._ask(node, wanted), False
+            if answer is None:
+                return None
 
-    def _ask(self, node: _Node, wanted: Any) -> None:
+    def _ask(self, node: _Node, wanted: Any) -> list[Any] | RowError | None:
+        """Ask what a flow wants; return the answer where none has to be waited for."""
         number = node.number
         node.number += 1
         if isinstance(wanted, Request):
             self._next_token += 1
             self._waiting[self._next_token] = node
             self._out.append((self._next_token, node.stamp.request(wanted, number)))
-            return
-        wanted = list(wanted)
-        node.wanted, node.answers, node.open = wanted, [None] * len(wanted), len(wanted)
+            return None
+        try:
+            wanted = _parts(wanted)
+        except RowError as error:
+            return error
         if not wanted:
-            self._advance(node, [])
+            return []
+        node.wanted, node.answers, node.open = wanted, [None] * len(wanted), len(wanted)
         for place, part in enumerate(wanted):
             stamp = node.stamp.child(number, place)
             child = _Node(_caught(part), stamp, parent=node, place=place)
             self._advance(child, first=True)
+        return None
 
     def _end(self, node: _Node, value: Any) -> None:
         parent = node.parent
@@ -251,6 +258,17 @@ class _Node:
         while node.parent is not None:
             node = node.parent
         return node
+
+
+def _parts(wanted: Any) -> list[Any]:
+    """Return the elements of a list that a flow yielded; anything else is the task's defect."""
+    if isinstance(wanted, list | tuple):
+        parts = [w.part if isinstance(w, Settled) else w for w in wanted]
+        if all(isinstance(part, Request | Generator) for part in parts):
+            return list(wanted)
+    raise FlowCrashed(
+        f"a flow yields a Request, or a list of requests and flows, not {type(wanted).__name__}"
+    )
 
 
 def _caught(part: Any) -> Flow:

@@ -21,6 +21,7 @@ import orjson
 
 from nemo_sdg.errors import (
     AnswerError,
+    BadRequest,
     CutAnswer,
     EmptyAnswer,
     MalformedReply,
@@ -128,7 +129,11 @@ class Request:
         unsupported: frozenset[str] = frozenset(),
         stream: bool = False,
     ) -> bytes:
-        """Return the JSON body. Fields that are not set, or in `unsupported`, are left out."""
+        """Return the JSON body. Fields that are not set, or in `unsupported`, are left out.
+
+        Raises:
+            BadRequest: JSON cannot hold it; half a surrogate pair in the text, mostly.
+        """
         sampling = self.sampling
         body: dict[str, Any] = {"model": self.model}
         if self.kind == "chat":
@@ -137,7 +142,7 @@ class Request:
             body["prompt"] = self.prompt()
         else:
             body["input"] = [str(m.get("content") or "") for m in self.messages]
-            return orjson.dumps(body | dict(sampling.extra_body))
+            return _json(body | dict(sampling.extra_body), unsupported)
         body |= {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -162,9 +167,7 @@ class Request:
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         body |= sampling.extra_body
-        return orjson.dumps(
-            {k: v for k, v in body.items() if v is not None and k not in unsupported}
-        )
+        return _json(body, unsupported)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -298,9 +301,18 @@ def read_body(body: Any) -> tuple[tuple[Choice, ...], tuple[tuple[float, ...], .
     if not all(isinstance(c, Mapping) for c in choices):
         raise MalformedReply("a choice of the reply is not an object")
     try:
-        return tuple(Choice.from_body(c) for c in choices), ()
+        in_order = sorted(choices, key=lambda c: c.get("index") or 0)
+        return tuple(Choice.from_body(c) for c in in_order), ()
     except (TypeError, ValueError, AttributeError) as error:
         raise MalformedReply(f"a choice of the reply cannot be read: {error!r}") from None
+
+
+def _json(body: Mapping[str, Any], unsupported: frozenset[str]) -> bytes:
+    sent = {k: v for k, v in body.items() if v is not None and k not in unsupported}
+    try:
+        return orjson.dumps(sent)
+    except TypeError as error:
+        raise BadRequest(f"the request cannot be written as JSON: {error}") from None
 
 
 def derive_seed(*parts: int | str | Iterable[int]) -> int:

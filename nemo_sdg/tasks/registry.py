@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TypeVar
 
 import cloudpickle
 
@@ -23,7 +24,10 @@ FAMILIES = ("nemo_sdg.tasks.nemotron_cc", "nemo_sdg.tasks.multilingual")
 _tasks: dict[str, Task | FlowTask] = {}
 
 
-def register(task: Task | FlowTask) -> Task | FlowTask:
+_AnyTask = TypeVar("_AnyTask", Task, FlowTask)
+
+
+def register(task: _AnyTask) -> _AnyTask:
     """Make a task known by its name; registering the same value again changes nothing.
 
     Raises:
@@ -80,7 +84,7 @@ def load_task_file(path: str | Path) -> list[Task | FlowTask]:
     cloudpickle.register_pickle_by_value(module)  # workers cannot import the user's file
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - a user's file may raise anything
+    except Exception as error:
         raise ConfigurationError(f"{path} fails: {type(error).__name__}: {error}") from error
     found = [value for value in vars(module).values() if isinstance(value, Task | FlowTask)]
     if not found:

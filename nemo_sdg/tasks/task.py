@@ -1,4 +1,4 @@
-"""A technique, declared once.
+r"""A technique, declared once.
 
 One question a row is a `Task`:
 
@@ -43,6 +43,7 @@ NEMOTRON_CC = Sampling(temperature=0.5, top_p=0.9, stop=("</s>",))
 DTYPES = ("string", "int64", "float64", "bool", "list[string]")
 
 Parser = Callable[[str], Any]
+Check = Callable[[Any, Mapping[str, Any]], None]
 CleanStep = Any  # a function Series -> Series, a ColumnFilter, or a value of tasks.steps
 
 
@@ -134,13 +135,15 @@ class _Face:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(_Face):
-    """One question a row. See the module's text; fields that matter beyond their names:
+    """One question a row. See the module's text, and here what the names do not say.
 
     Attributes:
         output: main output column; `<output>_error` and `<output>_call` are named after it.
         columns: output column -> dtype (`DTYPES`), in the order of the parser's values. With one
             column the parser returns its value, with several a tuple.
         parse: answer text -> value; raises `ParseError` and nothing else.
+        check: (value, the row's prompt values) -> None; raises `ParseError` where a well-formed
+            answer does not fit its row, such as one in the wrong language.
         clean: whole-column steps after parsing (`nemo_sdg.tasks.steps`).
         content_tries: requests a row may take when answers are of no use (refused, cut, parse
             errors). At temperature 0 there is no second try: it would be the same request.
@@ -157,6 +160,7 @@ class Task(_Face):
     system: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     parse: Parser = plain_text
+    check: Check | None = None
     clean: tuple[CleanStep, ...] = ()
     budget: Budget | None = None
     sampling: Sampling = NEMOTRON_CC
@@ -174,6 +178,9 @@ class Task(_Face):
             if not callable(step) and not isinstance(step, ColumnFilter | STEPS):
                 raise ConfigurationError(f"task {self.name}: {step!r} is no step of a clean chain")
         _ = self.template
+        if self.plan is not None:
+            for template in filter(None, (self.system_template, self.template)):
+                template.check(self.plan.columns, where=f"task {self.name}")
 
     @cached_property
     def template(self) -> Template:
@@ -223,7 +230,7 @@ class Task(_Face):
         for _ in range(tries):
             reply = yield request
             read = [
-                text if isinstance(text, AnswerError) else self._parsed(text)
+                text if isinstance(text, AnswerError) else self._parsed(text, values)
                 for text in reply.samples()
             ]
             failures = [value for value in read if isinstance(value, AnswerError)]
@@ -232,11 +239,14 @@ class Task(_Face):
             failure = failures[0]
         raise failure
 
-    def _parsed(self, text: str) -> Any:
+    def _parsed(self, text: str, values: Mapping[str, Any]) -> Any:
         try:
-            return self.parse(text)
+            value = self.parse(text)
+            if self.check is not None:
+                self.check(value, values)
         except AnswerError as error:
             return error
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
