@@ -217,7 +217,6 @@ def _re2(pattern: str) -> str:
     def refuse(what: str) -> ValueError:
         return ValueError(f"{what} in the pattern {pattern!r}: cuDF or RE2 has no such thing")
 
-    re.compile(pattern)
     out: list[str] = []
     in_class = False
     quantified = False
@@ -226,7 +225,7 @@ def _re2(pattern: str) -> str:
         char = pattern[i]
         was_quantified, quantified = quantified, False
         if char == "\\":
-            escape = pattern[i + 1]
+            escape = pattern[i + 1 : i + 2]
             lower = escape.lower()
             if lower in _RE2_CLASSES:
                 if escape != lower and in_class:
@@ -260,14 +259,18 @@ def _re2(pattern: str) -> str:
             quantified = True
         out.append(char)
         i += len(char)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"the pattern {pattern!r} is no regular expression: {error}") from error
     return "".join(out)
 
 
 def replace_regex(series: Any, pattern: str, replacement: str) -> Any:
     r"""Replace every match of `pattern` in a text column; null stays null, the index is kept.
 
-    `replacement` refers to groups as `\1`. `^` and `$` are the ends of the text. `\b` knows ASCII
-    words only.
+    `replacement` refers to groups as `\1`. `^` and `$` are the ends of the text. The libraries
+    differ in what `\b` takes for a word (ASCII on the CPU) and in matches of nothing: avoid both.
 
     Raises:
         ValueError: a pattern with look-around, `\p{..}`, back-references, inline flags, named

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Text as columns: count tokens, split, pack and join, clean and measure."""

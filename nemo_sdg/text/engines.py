@@ -1,0 +1,146 @@
+"""Count tokens with bounded memory, exactly or through a function that only counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Counts = npt.NDArray[np.int64]
+CountTexts = Callable[[list[str]], Sequence[int]]
+
+# An encoding takes some 120 bytes a token: so many characters at once stay below about 100 MB.
+_BATCH_CHARS = 1_000_000
+_TEXT_COST = 100  # what a text takes beside its tokens, in characters
+_OVERLAP_CHARS = 4_000
+_AGREEING_TOKENS = 8
+
+
+class Engine(Protocol):
+    """What a tokenizer counts with."""
+
+    def count(self, texts: list[str]) -> Sequence[int]:
+        """Count the tokens of every text, without special tokens added."""
+
+    def starts(self, text: str) -> Counts:
+        """Give the first character of every token, sorted: proposals for where to cut."""
+
+
+class ExactEngine:
+    """Counts and offsets from a `tokenizers` tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        # Some files carry the settings of a training run, which would cut or fill up every text.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+
+    def count(self, texts: list[str]) -> list[int]:
+        """Count the tokens of every text."""
+        # The fast variant leaves the offsets out.
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding) for encoding in encodings]
+
+    def tokens(self, text: str) -> tuple[Counts, list[int]]:
+        """Give the first character and the id of every token."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding))
+        return starts, encoding.ids
+
+    def starts(self, text: str) -> Counts:
+        """Give the first character of every token; near a window's edge they may be torn."""
+        windows = range(0, len(text), _BATCH_CHARS)
+        return np.concatenate([self.tokens(text[w : w + _BATCH_CHARS])[0] + w for w in windows])
+
+
+class CountingEngine:
+    """Counts from a function that knows no offsets: tokens are taken to be equally long."""
+
+    def __init__(self, count: CountTexts) -> None:
+        self._count = count
+
+    def count(self, texts: list[str]) -> Sequence[int]:
+        """Count the tokens of every text."""
+        return self._count(texts)
+
+    def starts(self, text: str) -> Counts:
+        """Give as many evenly spaced characters as the text has tokens."""
+        [count] = self._count([text])
+        return np.linspace(0, len(text), int(count), endpoint=False).astype(np.int64)
+
+
+def count_texts(engine: Engine, texts: Sequence[str | None] | pa.Array[Any]) -> Counts:
+    """Count the tokens of every text, batch by batch; null counts 0.
+
+    A text longer than a batch is counted in overlapping windows that are stitched where both agree.
+    """
+    counts = np.zeros(len(texts), dtype=np.int64)
+    for rows, batch in _batches(texts):
+        if isinstance(engine, ExactEngine) and len(batch[0]) > _BATCH_CHARS:
+            counts[rows] = _count_long(engine, batch[0])
+        else:
+            counts[rows] = engine.count(batch)
+    return counts
+
+
+def _batches(texts: Any) -> Iterator[tuple[list[int], list[str]]]:
+    """Give row numbers and texts of about `_BATCH_CHARS` characters; nulls and "" are left out."""
+    rows: list[int] = []
+    batch: list[str] = []
+    size = 0
+    for row, text in enumerate(_values(texts)):
+        if not text:
+            continue
+        if batch and size + len(text) > _BATCH_CHARS:
+            yield rows, batch
+            rows, batch, size = [], [], 0
+        rows.append(row)
+        batch.append(text)
+        size += len(text) + _TEXT_COST
+    if batch:
+        yield rows, batch
+
+
+def _values(texts: Any) -> Iterator[str | None]:
+    if not isinstance(texts, (pa.Array, pa.ChunkedArray)):
+        yield from texts
+        return
+    for first in range(0, len(texts), 4096):
+        yield from texts.slice(first, 4096).to_pylist()
+
+
+def _count_long(engine: ExactEngine, text: str) -> int:
+    """Count a long text window by window."""
+    total = 0
+    begin = 0
+    starts, ids = engine.tokens(text[:_BATCH_CHARS])
+    first = 0  # the tokens of this window that the last one counted already
+    while begin + _BATCH_CHARS < len(text):
+        next_begin = begin + _BATCH_CHARS - _OVERLAP_CHARS
+        next_starts, next_ids = engine.tokens(text[next_begin : next_begin + _BATCH_CHARS])
+        here, there = _agree(starts + begin, ids, next_starts + next_begin, next_ids)
+        total += here - first
+        begin, starts, ids, first = next_begin, next_starts, next_ids, there
+    return total + len(ids) - first
+
+
+def _agree(
+    starts: Counts, ids: Sequence[int], next_starts: Counts, next_ids: Sequence[int]
+) -> tuple[int, int]:
+    """Find where two overlapping windows go on alike: the token in the one and in the other."""
+    low = int(np.searchsorted(starts, next_starts[0]))
+    here = list(zip(starts[low:].tolist(), ids[low:], strict=True))
+    stop = int(np.searchsorted(next_starts, starts[-1]))
+    there = list(zip(next_starts[:stop].tolist(), next_ids[:stop], strict=True))
+    place = {token: number for number, token in reversed(list(enumerate(here)))}
+    for number, token in enumerate(there[: -_AGREEING_TOKENS or None]):
+        match = place.get(token)
+        run = there[number : number + _AGREEING_TOKENS]
+        # The first tokens of a window may be torn: agreement must not begin at its very edge.
+        if number and match is not None and here[match : match + _AGREEING_TOKENS] == run:
+            return low + match, number
+    middle = (next_starts[0] + starts[-1]) // 2
+    return int(np.searchsorted(starts, middle)), int(np.searchsorted(next_starts, middle))
