@@ -374,14 +374,61 @@ def _prefix(pieces: Any, separator: str, bare: Any) -> Any:
 
 
 def _join_text_cudf(pieces: Any, offsets: Any, separator: str) -> Any:
+    # A list column straight from its offsets: groupby(...).agg(list) promises no order.
+    joined = _lists_cudf(pieces.fillna(""), offsets).str.join(separator)
+    return joined.fillna("")  # an empty list is joined to null
+
+
+# ------------------------------------------------------------------------------- list columns
+
+
+def is_list(series: Any) -> bool:
+    """Tell whether a column holds lists."""
+    if is_cudf(series):
+        import cudf
+
+        return isinstance(series.dtype, cudf.ListDtype)
+    kind = getattr(series.dtype, "pyarrow_dtype", None)
+    return kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def flatten_lists(series: Any) -> tuple[Any, Any]:
+    """Take a list column apart.
+
+    Returns:
+        The elements of all rows below one another (a column with a RangeIndex), and the number of
+        elements of each row (int64 array of numpy or cupy); 0 for null.
+    """
+    if is_cudf(series):
+        counts = series.list.len().fillna(0).astype("int64").values
+        return series.list.leaves.reset_index(drop=True), counts
+    lists = to_arrow(series)
+    counts = pc.fill_null(pc.list_value_length(lists), 0).cast(pa.int64()).to_numpy()
+    leaves = pc.list_flatten(lists)
+    return from_arrow(leaves, like=pd.RangeIndex(len(leaves))), counts
+
+
+def nest_lists(leaves: Any, counts: Any, *, like: Any) -> Any:
+    """Make a list column with the index of `like`, the inverse of `flatten_lists` (no nulls)."""
+    xp = array_module(counts)
+    offsets = xp.zeros(len(counts) + 1, dtype="int32")
+    offsets[1:] = xp.cumsum(counts)
+    if is_cudf(like):
+        column = _lists_cudf(leaves, offsets)
+        column.index = like.index
+        return column
+    flat = to_arrow(leaves)
+    flat = flat.cast(pa.string()) if pa.types.is_large_string(flat.type) else flat
+    return from_arrow(pa.ListArray.from_arrays(pa.array(offsets), flat), like=like)
+
+
+def _lists_cudf(leaves: Any, offsets: Any) -> Any:
     import cudf
     import pylibcudf as plc
 
-    values, _ = pieces.fillna("").to_pylibcudf()
+    values, _ = leaves.to_pylibcudf()
     bounds, _ = cudf.Series(offsets.astype("int32")).to_pylibcudf()
-    # A list column straight from its offsets: groupby(...).agg(list) promises no order.
     lists = plc.Column(
         plc.DataType(plc.TypeId.LIST), len(offsets) - 1, None, None, 0, 0, [bounds, values]
     )
-    joined = cudf.Series.from_pylibcudf(lists).str.join(separator)
-    return joined.fillna("")  # an empty list is joined to null
+    return cudf.Series.from_pylibcudf(lists)

@@ -155,6 +155,10 @@ class Crowd:
         ended, self._ended = self._ended, []
         return iter(ended)
 
+    def row_of(self, token: int) -> int:
+        """Return the row whose flow waits for this token."""
+        return self._waiting[token].root().row
+
     def close(self) -> None:
         """Give up every flow that has not ended."""
         for node in self._waiting.values():

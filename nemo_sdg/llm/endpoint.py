@@ -8,6 +8,7 @@ file with the API key, never the key. Each process looks the key up for itself.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from collections.abc import Mapping
@@ -17,10 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nemo_sdg.errors import ConfigurationError, CredentialError
+from nemo_sdg.llm.request import Usage
 
 DEFAULT_KEY_ENV = "NEMO_SDG_API_KEY"
 VENDOR_KEY_ENV = {"api.openai.com": "OPENAI_API_KEY", "nvidia.com": "NVIDIA_API_KEY"}
 """Vendor variables are read for the vendor's own hosts (and their subdomains) only."""
+
+SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +91,12 @@ class Endpoint:
     price_out: float | None = None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.url)
+            is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port that is no number, a bracket that is not closed
+            is_address = None
+        if not is_address:
             raise ConfigurationError(
                 f"--endpoint {self.url!r} is no address such as http://localhost:8000/v1; "
                 "without a server use `offline`, the built-in endpoint"
@@ -104,6 +112,13 @@ class Endpoint:
                 f"endpoint kind {self.kind!r} is unknown; known are auto, {', '.join(DIALECTS)}"
             )
         object.__setattr__(self, "headers", tuple(dict(self.headers).items()))  # hashable
+        object.__setattr__(self, "unsupported", frozenset(self.unsupported))
+        for name, value in dict(self.headers).items():
+            if name.lower() in SECRET_HEADERS and not value.startswith("$"):
+                raise ConfigurationError(
+                    f"the header {name} must not hold a key itself: put it into a variable and "
+                    f"write {name}: $THE_VARIABLE"
+                )
         if self.concurrency is not None and self.concurrency < 1:
             raise ConfigurationError(f"concurrency must be at least 1, not {self.concurrency}")
 
@@ -147,6 +162,12 @@ class Endpoint:
     def limit(self) -> int:
         """Requests in flight over all workers together."""
         return self.concurrency or (256 if self.is_local else 32)
+
+    def cost(self, usage: Usage) -> float | None:
+        """Return the price of a call, None where a price is not known (never 0)."""
+        if self.price_in is None or self.price_out is None:
+            return None
+        return (usage.input_tokens * self.price_in + usage.output_tokens * self.price_out) / 1e6
 
     def key(self) -> str | None:
         """Look the API key up in this process; None where none is configured.
@@ -194,10 +215,10 @@ class Endpoint:
 
     def scrub(self, text: str) -> str:
         """Return the text without the key and without secret header values."""
-        try:
-            secrets = [self.key(), *(os.environ.get(v[1:]) for v in dict(self.headers).values())]
-        except CredentialError:
-            return text
+        named = (v[1:] for v in dict(self.headers).values() if v.startswith("$"))
+        secrets = [os.environ.get(name) for name in named]
+        with contextlib.suppress(CredentialError):  # no key, nothing to hide
+            secrets.append(self.key())
         for secret in filter(None, secrets):
             text = text.replace(secret, "[key]")
         return text

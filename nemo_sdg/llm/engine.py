@@ -26,12 +26,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemo_sdg.errors import EndpointDown, NemoSdgError, RequestError, RunStopped
+from nemo_sdg.errors import EndpointDown, NemoSdgError, RateLimited, RequestError, RunStopped
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.frames import read_frame, write_frame
-from nemo_sdg.llm.ledger import Ledger, entry, split_samples
-from nemo_sdg.llm.limits import Health
-from nemo_sdg.llm.request import Usage, read_body
+from nemo_sdg.llm.ledger import Ledger, entries_of
+from nemo_sdg.llm.limits import FailureRule, Health
+from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.retry import FATAL, RetryPolicy
 from nemo_sdg.llm.transport import AsyncTransport
 
@@ -55,6 +55,7 @@ class EngineConfig:
     ledger_sync_s: float = 1.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_outage_s: float = 600.0
+    failures: FailureRule = field(default_factory=FailureRule)
 
 
 @dataclass(slots=True)
@@ -67,6 +68,7 @@ class _Item:
     body: bytes
     waiters: list[tuple[int, int]] = field(default_factory=list)
     tries: int = 0
+    refusals: int = 0
     sent: int = 0
     order: tuple[int, int] = (0, 0)
 
@@ -105,6 +107,9 @@ class Engine:
                 elif what == "close":
                     self._close_session(rest[0])
         finally:
+            self.queue.clear()
+            for timer in self._waiting:
+                timer.cancel()
             leftover = [*timers, *self._tasks, *([self._prober] if self._prober else [])]
             for task in leftover:
                 task.cancel()
@@ -117,7 +122,10 @@ class Engine:
 
     def _submit(self, session: int, order: int, items: list[list[Any]]) -> None:
         if self.ledger is not None and time.monotonic() - self._refreshed > REFRESH_S:
-            self.ledger.refresh()
+            try:
+                self.ledger.refresh()
+            except NemoSdgError as error:
+                self._stop(error)
             self._refreshed = time.monotonic()
         for token, keys, kind, model, body, cost in items:
             self._take(_Item(tuple(keys), kind, model, body), session, token, (order, -cost))
@@ -175,7 +183,7 @@ class Engine:
                 self.in_flight += 1
                 task = asyncio.create_task(self._ask(item))
                 self._tasks[task] = item
-                task.add_done_callback(self._tasks.pop)
+                task.add_done_callback(self._slot_is_free)
         if self.health.is_suspect and self._prober is None and self.fatal is None:
             self._prober = asyncio.create_task(self._probe())
 
@@ -186,32 +194,31 @@ class Engine:
         started = time.perf_counter()
         try:
             body = await self.transport.send(item.kind, item.body)
-            read_body(body)
-            samples = split_samples(body, len(item.keys))
+            lines = entries_of(
+                item.keys,
+                body,
+                model=item.model,
+                endpoint=self.config.endpoint.url,
+                attempts=item.sent,
+                latency_s=time.perf_counter() - started,
+            )
         except RequestError as error:
-            self.in_flight -= 1
             self._failed(item, error)
-        except asyncio.CancelledError:
-            self.in_flight -= 1
-            raise
         else:
-            self.in_flight -= 1
             self.health.answered()
-            self._answered(item, body, samples, time.perf_counter() - started)
+            self._answered(item, body, lines)
+
+    def _slot_is_free(self, task: asyncio.Task[None]) -> None:
+        # Here and not in `_ask`: a task that is cancelled before it began never runs a line.
+        del self._tasks[task]
+        self.in_flight -= 1
+        if not task.cancelled() and (error := task.exception()) is not None:
+            words = self.config.endpoint.scrub(f"{type(error).__name__}: {error}")
+            self._stop(NemoSdgError(f"the engine has a defect: {words}"))
         self._pump()
         self._plan_flush()
 
-    def _answered(
-        self, item: _Item, body: dict[str, Any], samples: list[dict[str, Any]], latency_s: float
-    ) -> None:
-        meta = {
-            "model": item.model,
-            "endpoint": self.config.endpoint.url,
-            "attempts": item.sent,
-            "latency_s": round(latency_s, 6),
-            "at": round(time.time(), 3),
-        }
-        lines = [entry(k, meta, s) for k, s in zip(item.keys, samples, strict=True)]
+    def _answered(self, item: _Item, body: dict[str, Any], lines: list[bytes]) -> None:
         if self.ledger is not None:
             try:
                 for line in lines:
@@ -233,9 +240,13 @@ class Engine:
             self._stop(error)
             return
         self.health.failed(error, time.monotonic())
-        if self.health.is_down:
+        if isinstance(error, RateLimited):
+            item.tries -= 1
+            item.refusals += 1
+        elif self.health.is_down:
             item.tries -= 1  # an outage is not the row's fault
-        wait_s = self.config.retry.wait_s(error, item.tries, random.random())
+        draw = random.random()
+        wait_s = self.config.retry.wait_s(error, item.tries, draw, refusals=item.refusals)
         if wait_s is None and self.health.is_suspect:
             item.tries -= 1  # the probe decides whether the row or the endpoint is to blame
             wait_s = 0.0
@@ -319,7 +330,10 @@ class Engine:
         while self.ledger is not None:
             await asyncio.sleep(self.config.ledger_sync_s)
             # In a thread: on a shared file system a sync can take long, and the loop must not wait.
-            await asyncio.to_thread(self.ledger.sync)
+            try:
+                await asyncio.to_thread(self.ledger.sync)
+            except RunStopped as error:
+                self._stop(error)
 
 
 async def serve(connection: socket.socket) -> None:

@@ -29,6 +29,7 @@ from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
 from nemo_sdg.llm.engine import EngineConfig, serve
 from nemo_sdg.llm.frames import receive_frame, write_frame
 from nemo_sdg.llm.ledger import read_reply
+from nemo_sdg.llm.limits import FailureGuard
 from nemo_sdg.llm.request import Reply, Request
 
 ADMIT_FACTOR = 2.5
@@ -66,6 +67,7 @@ class EngineHandle:
             "stream": config.endpoint.stream,
         }
         self._error: NemoSdgError | None = None
+        self._guard = FailureGuard(config.failures)
         self._sessions: dict[int, Session] = {}
         self._sequence = 0
         self._on_way = 0
@@ -116,6 +118,15 @@ class EngineHandle:
         self._check()
         return session
 
+    def record_row(self, task: str, reason: str | None) -> None:
+        """Count a row that ended; see `limits.FailureGuard`.
+
+        Raises:
+            TooManyFailures: this row was one too many.
+        """
+        with self._changed:
+            self._guard.record(task, reason)
+
     def close(self) -> None:
         """Stop the engine: requests on their way are cancelled, what was answered is filed."""
         self._fail(EngineLost("the engine was closed"))
@@ -135,12 +146,19 @@ class EngineHandle:
 
     def _submit(self, session: Session, items: Iterable[tuple[int, Request]]) -> None:
         packed, size = [], 0
+        unsendable: list[list[Any]] = []
         for token, request in items:
-            body = request.body(**self._body_options)
+            try:
+                body = request.body(**self._body_options)
+            except RequestError as error:  # one bad row does not harm its neighbours
+                unsendable.append([token, False, error.code, error.detail, None])
+                continue
             cost = len(body) + 4 * (request.sampling.max_output_tokens or 0)
             size += len(body)
             session._sizes[token] = len(body)
             packed.append([token, request.keys(), request.kind, request.model, body, cost])
+        if unsendable:
+            session._inbox.put(unsendable)
         if not packed:
             return
         with self._changed:
@@ -236,6 +254,8 @@ class Session:
         Raises:
             NemoSdgError: the whole run cannot go on: outage, refused key, unknown model, full disk.
         """
+        if self._inbox.empty():
+            self._engine._check()
         try:
             raw = self._inbox.get(timeout=timeout_s)
         except queue.Empty:
@@ -295,7 +315,10 @@ def get_engine(config: EngineConfig) -> EngineHandle:
     place = _worker_name(), config
     with _engines_lock:
         engine = _engines.get(place)
-        if engine is None or not engine.is_alive:
+        if engine is not None and not engine.is_alive:
+            engine.close()
+            engine = None
+        if engine is None:
             engine = _engines[place] = EngineHandle(config)
         return engine
 

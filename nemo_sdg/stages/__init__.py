@@ -1,1 +1,1 @@
-"""TODO."""
+"""Stages: verbs that map over the partitions of a dataset, pandas and cuDF alike."""

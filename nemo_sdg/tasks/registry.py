@@ -9,22 +9,26 @@ import difflib
 import importlib
 import importlib.util
 import sys
+from importlib.abc import Loader
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import cloudpickle
 
 from nemo_sdg.errors import ConfigurationError, RecipeError
+from nemo_sdg.llm.request import derive_seed
 from nemo_sdg.tasks.task import FlowTask, Task
 
 ENTRY_POINT_GROUP = "nemo_sdg.tasks"
 FAMILIES = ("nemo_sdg.tasks.nemotron_cc", "nemo_sdg.tasks.multilingual")
 
 _tasks: dict[str, Task | FlowTask] = {}
+_from_file: dict[str, Path] = {}
 
 
-_AnyTask = TypeVar("_AnyTask", Task, FlowTask)
+_AnyTask = TypeVar("_AnyTask", bound=Task | FlowTask)
 
 
 def register(task: _AnyTask) -> _AnyTask:
@@ -69,24 +73,45 @@ def get_task(name: str) -> Task | FlowTask:
 def load_task_file(path: str | Path) -> list[Task | FlowTask]:
     """Run a Python file and register the tasks it defines at its top level.
 
+    What it only imports is not counted. Loaded again, a file replaces its own tasks.
+
     Raises:
-        ConfigurationError: no such file, it fails while it runs, or it defines no task.
+        ConfigurationError: no such file, it fails while it runs, it defines no task, or one has
+            the name of a task from elsewhere.
     """
     path = Path(path).resolve()
     if not path.is_file():
         raise ConfigurationError(f"there is no task file {path}")
-    name = f"nemo_sdg_user_{path.stem}"
+    name = f"nemo_sdg_user_{path.stem}_{derive_seed(str(path)):x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigurationError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    cloudpickle.register_pickle_by_value(module)  # workers cannot import the user's file
+    before = dict(_tasks)
     try:
-        spec.loader.exec_module(module)
+        for task_name in (n for n, origin in _from_file.items() if origin == path):
+            _tasks.pop(task_name, None)
+        elsewhere = {id(task) for task in all_tasks().values()}
+        module = _run_module(importlib.util.module_from_spec(spec), spec.loader, path)
+        values = [v for v in vars(module).values() if isinstance(v, Task | FlowTask)]
+        found = [task for task in values if id(task) not in elsewhere]
+        if not found:
+            raise ConfigurationError(f"{path} defines no Task")
+        for task in found:
+            register(task)
+    except ConfigurationError:
+        _tasks.clear()
+        _tasks.update(before)
+        raise
+    _from_file.update((task.name, path) for task in found)
+    return found
+
+
+def _run_module(module: ModuleType, loader: Loader, path: Path) -> ModuleType:
+    sys.modules[module.__name__] = module
+    try:
+        loader.exec_module(module)
     except Exception as error:
+        del sys.modules[module.__name__]
         raise ConfigurationError(f"{path} fails: {type(error).__name__}: {error}") from error
-    found = [value for value in vars(module).values() if isinstance(value, Task | FlowTask)]
-    if not found:
-        raise ConfigurationError(f"{path} defines no Task")
-    return [register(task) for task in found]
+    cloudpickle.register_pickle_by_value(module)  # workers cannot import the user's file
+    return module

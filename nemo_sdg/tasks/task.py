@@ -147,6 +147,8 @@ class Task(_Face):
         clean: whole-column steps after parsing (`nemo_sdg.tasks.steps`).
         content_tries: requests a row may take when answers are of no use (refused, cut, parse
             errors). At temperature 0 there is no second try: it would be the same request.
+        ordinary: reason codes that are no fault of model or prompt (nothing in the text to
+            extract): they never stop a run.
         rows: how a list output becomes rows, None where it is none.
         plan: rows of a task without input.
         offline: (values, seed) -> answer, for the built-in model-free endpoint.
@@ -165,6 +167,7 @@ class Task(_Face):
     budget: Budget | None = None
     sampling: Sampling = NEMOTRON_CC
     content_tries: int = 2
+    ordinary: frozenset[str] = frozenset()
     rows: Rows | None = None
     plan: Plan | None = None
     offline: Callable[[Mapping[str, str], int], str] | None = None

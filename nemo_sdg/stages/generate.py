@@ -1,0 +1,391 @@
+"""Generate: ask a model about every row, and put the answers beside them.
+
+    endpoint = Endpoint(url="http://localhost:8000/v1", model="llama-3.1-8b")
+    dataset = Generate(distill, endpoint)(DocumentDataset.read_json("articles.jsonl"))
+
+Requests of all partitions of a worker share one engine. A task of Dask hands its rows over, leaves
+its thread while it waits, and comes back to merge; answers are parsed as they come, so that a
+second try or the next question of a flow goes out at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+from nemo_sdg.data.backend import from_values, to_values
+from nemo_sdg.errors import AnswerError, ConfigurationError, Interrupted, RowError
+from nemo_sdg.llm.drive import Crowd
+from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.engine import EngineConfig
+from nemo_sdg.llm.limits import FailureRule
+from nemo_sdg.llm.request import Reply, Request, Sampling
+from nemo_sdg.llm.retry import RetryPolicy
+from nemo_sdg.llm.worker import get_engine
+from nemo_sdg.stages.base import (
+    SEGMENT_FIELD,
+    Record,
+    Stage,
+    require_columns,
+    with_columns,
+)
+from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
+
+_COLUMN_DTYPES = {"int64": "Int64", "bool": "boolean"}  # a row that failed has a null
+_NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop")
+
+
+class NoInput(RowError):
+    """The row has no text to ask about."""
+
+    code = "no_input"
+
+
+@dataclass
+class _Row:
+    """What became of one row."""
+
+    value: Any = None
+    error: RowError | None = None
+    call: Any = None
+    raw: str | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    row: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class Generate(Stage):
+    """Ask `task` about every row.
+
+    Columns in: the placeholders of the task's prompts; `document` is read from `text_field`,
+    every other one from the column of its name. `id_field` (int or string) decides the seeds, with
+    `segment_id` where there is one; without an id column the position in the partition does, and
+    seeds then depend on the partitioning.
+
+    Columns out: the task's own (`task.columns`; null where the row failed), `<output>_error`
+    (string, the reason code, null where fine) and `<output>_call` (string, the key of the answer
+    in ledger and provenance). With `sampling.n > 1` all of them are lists, one entry a sample.
+
+    Requests: one a row, up to `task.content_tries` where answers are of no use; a flow's own
+    number. A row whose text is null costs none.
+
+    Args:
+        task: what to ask.
+        endpoint: where; `endpoint.limit` is shared by `workers`.
+        seed: of the run. Same seed, same requests, whatever the partitions.
+        ledger: folder of answers; those that stand there are not asked again.
+        from_columns: sampling field or "model" -> column; a null there means the task's value.
+        workers: processes that share the endpoint's limit.
+        max_failures: share of rows that may fail for one reason.
+
+    Raises (when computed): `CredentialError`, `EndpointDown`, `TooManyFailures`, `Unauthorized`,
+        `UnknownModel`: what hits every row. A single row's failure is data.
+    """
+
+    task: Task | FlowTask
+    endpoint: Endpoint
+    _: KW_ONLY
+    text_field: str = "text"
+    id_field: str = "id"
+    seed: int = 0
+    ledger: str | None = None
+    ledger_sync_s: float = 1.0
+    from_columns: Mapping[str, str] = field(default_factory=dict)
+    workers: int = 1
+    max_failures: float = FailureRule().max_share
+    max_outage_s: float = 600.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+    def __post_init__(self) -> None:
+        known = [f for f in Sampling.__dataclass_fields__ if f not in _NOT_FROM_COLUMNS]
+        for name in self.from_columns:
+            if name not in (*known, "model"):
+                raise ConfigurationError(
+                    f"from_columns: {name!r} cannot come from a column; "
+                    f"these can: model, {', '.join(known)}"
+                )
+        if not self.endpoint.model and "model" not in self.from_columns:
+            raise ConfigurationError(
+                "no model is named: give Endpoint(model=...), --model, or a column for it"
+            )
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Variable of the prompts -> column it is read from."""
+        return {v: self.text_field if v == "document" else v for v in self.task.variables}
+
+    @property
+    def num_samples(self) -> int:
+        """Samples a row: above 1 the new columns are lists."""
+        return self.task.sampling.n if isinstance(self.task, Task) else 1
+
+    def config(self) -> EngineConfig:
+        """Return what this stage's engine is started with on each worker."""
+        return EngineConfig(
+            endpoint=self.endpoint,
+            concurrency=max(1, self.endpoint.limit // max(1, self.workers)),
+            ledger=self.ledger,
+            ledger_sync_s=self.ledger_sync_s,
+            retry=self.retry,
+            max_outage_s=self.max_outage_s,
+            failures=FailureRule(max_share=self.max_failures),
+        )
+
+    def meta(self, frame: Any) -> Any:
+        """Return the empty frame with the new columns."""
+        require_columns(
+            frame, [*self.inputs.values(), *self.from_columns.values()], stage=self._label
+        )
+        return self._merged(frame.iloc[:0], [])
+
+    def apply(self, frame: Any, record: Record | None = None) -> Any:
+        """Ask about every row of one partition; blocks until all rows have ended."""
+        require_columns(
+            frame, [*self.inputs.values(), *self.from_columns.values()], stage=self._label
+        )
+        if len(frame) == 0:
+            return self._merged(frame, [])
+        return self._merged(frame, self._ask(frame, record))
+
+    @property
+    def _label(self) -> str:
+        return f"the task {self.task.name}"
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def _ask(self, frame: Any, record: Record | None) -> list[_Row]:
+        rows = [_Row() for _ in range(len(frame))]
+        ids = self._row_ids(frame)
+        crowd = Crowd()
+        first = []
+        for number, (values, sampling) in enumerate(self._values(frame)):
+            if any(value is None for value in values.values()):
+                rows[number].error = NoInput("a column that the prompt needs is null")
+                continue
+            stamp = stamp_of(
+                self.task.name, model=self.endpoint.model, seed=self.seed, row_id=ids[number]
+            )
+            first.extend(crowd.start(number, self.task.flow(values, sampling), stamp))
+        guard = _Guard(self.task, get_engine(self.config()))
+        asked = self._exchange(crowd, first, rows, guard)
+        if record is not None:
+            self._note(frame, rows, asked, record)
+        return rows
+
+    def _exchange(
+        self, crowd: Crowd, first: list[tuple[int, Request]], rows: list[_Row], guard: _Guard
+    ) -> list[tuple[_Asked, Reply]]:
+        """Carry requests and answers between flows and engine until all rows have ended."""
+        engine = guard.engine
+        still_wanted = _cancellation()
+        answered: list[tuple[_Asked, Reply]] = []
+        self._collect(crowd, rows, guard)
+        if not first:
+            return answered
+        engine.admit(len(first), still_wanted)
+        with _thread_given_back(), engine.session() as session:
+            on_way: dict[int, _Asked] = {}
+            due = first
+            while True:
+                for token, request in due:
+                    on_way[token] = _Asked(row=crowd.row_of(token), request=request)
+                session.submit(due)
+                if not on_way:
+                    return answered
+                due = []
+                for token, answer in session.wait(timeout_s=0.5):
+                    asked = on_way.pop(token)
+                    row = rows[asked.row]
+                    row.attempts += 1
+                    if isinstance(answer, Reply):
+                        answered.append((asked, answer))
+                        row.raw = "\n".join(choice.text for choice in answer.choices)
+                    due.extend(crowd.deliver(token, answer))
+                self._collect(crowd, rows, guard)
+                if not still_wanted():
+                    raise Interrupted("the task was cancelled")
+
+    def _collect(self, crowd: Crowd, rows: list[_Row], guard: _Guard) -> None:
+        for number, value, reply in crowd.ended():
+            row = rows[number]
+            if reply is not None:
+                row.call = list(reply.keys) if self.num_samples > 1 else reply.keys[0]
+            if isinstance(value, RowError):
+                row.error = value
+            else:
+                row.value = value
+            guard.record(row.error)
+
+    def _values(self, frame: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield for every row the prompt's values and the sampling from columns."""
+        inputs = {name: to_values(frame[column]) for name, column in self.inputs.items()}
+        chosen = {name: to_values(frame[column]) for name, column in self.from_columns.items()}
+        for i in range(len(frame)):
+            yield {k: v[i] for k, v in inputs.items()}, {k: v[i] for k, v in chosen.items()}
+
+    def _row_ids(self, frame: Any) -> list[int | str]:
+        if self.id_field not in frame.columns:
+            return list(range(len(frame)))
+        ids = to_values(frame[self.id_field])
+        if SEGMENT_FIELD not in frame.columns:
+            return ids
+        segments = to_values(frame[SEGMENT_FIELD])
+        return [f"{i}/{s}" for i, s in zip(ids, segments, strict=True)]
+
+    # --- merging ---------------------------------------------------------------------------------
+
+    def _merged(self, frame: Any, rows: list[_Row]) -> Any:
+        many = self.num_samples > 1
+        new: dict[str, Any] = {}
+        for place, (column, dtype) in enumerate(self.task.columns.items()):
+            pick = self._picker(place)
+            if many:
+                values: list[Any] = [self._samples(row, pick) for row in rows]
+                dtype = "list[string]"
+            else:
+                values = [None if row.value is None else pick(row.value) for row in rows]
+            dtype = _COLUMN_DTYPES.get(dtype, dtype)
+            new[column] = from_values(values, like=frame, dtype=dtype)  # type: ignore[arg-type]
+        output = self.task.output
+        listed = "list[string]" if many else "string"
+        errors = [self._errors(row) if many else (row.error and row.error.code) for row in rows]
+        new[f"{output}_error"] = from_values(errors, like=frame, dtype=listed)  # type: ignore[arg-type]
+        calls = [row.call for row in rows]
+        new[f"{output}_call"] = from_values(calls, like=frame, dtype=listed)  # type: ignore[arg-type]
+        return with_columns(frame, new)
+
+    def _picker(self, place: int) -> Callable[[Any], Any]:
+        single = len(self.task.columns) == 1
+        return (lambda value: value) if single else (lambda value: value[place])
+
+    def _samples(self, row: _Row, pick: Callable[[Any], Any]) -> list[Any]:
+        if row.value is None:
+            return [None] * self.num_samples
+        read = [None if isinstance(v, AnswerError) else pick(v) for v in row.value]
+        # A list of lists would be no flat column: the elements of a sample become its lines.
+        return ["\n".join(v) if isinstance(v, list) else v for v in read]
+
+    def _errors(self, row: _Row) -> list[str | None]:
+        if row.error is not None:
+            return [row.error.code] * self.num_samples
+        return [v.code if isinstance(v, AnswerError) else None for v in row.value]
+
+    def _note(
+        self, frame: Any, rows: list[_Row], asked: list[tuple[_Asked, Reply]], record: Record
+    ) -> None:
+        places = record.places(frame)
+        for (row_id, segment), row in zip(places, rows, strict=True):
+            if row.error is not None:
+                record.dead.append(
+                    {
+                        "id": row_id,
+                        "segment_id": segment,
+                        "task": self.task.name,
+                        "reason": row.error.code,
+                        "detail": row.error.detail,
+                        "raw": row.raw,
+                        "attempts": row.attempts,
+                    }
+                )
+                record.counts[f"dead.{row.error.code}"] += 1
+        for one, reply in asked:
+            row_id, segment = places[one.row]
+            record.provenance.extend(self._provenance(row_id, segment, one.request, reply))
+            record.counts["requests"] += 1
+            record.counts["from_ledger"] += reply.was_filed
+            record.counts["input_tokens"] += reply.usage.input_tokens
+            record.counts["output_tokens"] += reply.usage.output_tokens
+            record.counts["reasoning_tokens"] += reply.usage.reasoning_tokens
+            record.counts["cached_tokens"] += reply.usage.cached_tokens
+
+    def _provenance(
+        self, row_id: str | None, segment: int | None, request: Request, reply: Reply
+    ) -> Iterator[dict[str, Any]]:
+        """Yield one row a sample; tokens and cost stand with the first."""
+        shared = {
+            "id": row_id,
+            "segment_id": segment,
+            "task": self.task.name,
+            "model_asked": request.model,
+            "model_served": reply.model,
+            "prompt_hash": request.prompt_hash(),
+            "sampling_hash": request.sampling.fingerprint(),
+            "seed": request.seed,
+            "endpoint": reply.endpoint,
+            "attempts": reply.attempts,
+            "latency_s": reply.latency_s,
+            "was_filed": reply.was_filed,
+        }
+        usage = reply.usage
+        for i, (key, choice) in enumerate(zip(reply.keys, reply.choices, strict=True)):
+            tokens = {
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "reasoning_tokens": usage.reasoning_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "cost": self.endpoint.cost(usage),
+            }
+            if i:
+                tokens = dict.fromkeys(tokens, 0)
+            yield shared | tokens | {"call": key, "finish_reason": choice.finish_reason}
+
+
+class _Guard:
+    """Counts ended rows against the engine's failure rule, shared by all tasks of the worker."""
+
+    def __init__(self, task: Task | FlowTask, engine: Any) -> None:
+        self.task, self.engine = task, engine
+
+    def record(self, error: RowError | None) -> None:
+        ordinary = self.task.ordinary if isinstance(self.task, Task) else frozenset()
+        code = None if error is None or error.code in ordinary else error.code
+        self.engine.record_row(self.task.name, code)
+
+
+@contextmanager
+def _thread_given_back() -> Iterator[None]:
+    """Leave the worker's thread pool while waiting, and queue for it again to merge.
+
+    Merging one partition at a time is what bounds memory, on a GPU most of all.
+    """
+    try:
+        from distributed import get_worker, rejoin, secede
+
+        get_worker()
+    except (ImportError, ValueError):
+        yield  # not on a Dask worker: the synchronous or threaded scheduler
+        return
+    secede()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        rejoin()  # type: ignore[no-untyped-call]
+
+
+def _cancellation() -> Callable[[], bool]:
+    """Return a function that tells whether this Dask task is still wanted."""
+    try:
+        from distributed import get_worker
+
+        worker = get_worker()
+        key = worker.get_current_task()
+    except (ImportError, ValueError):
+        return lambda: True
+    looked = [time.monotonic()]
+
+    def still_wanted() -> bool:
+        if time.monotonic() - looked[0] < 0.2:
+            return True
+        looked[0] = time.monotonic()
+        state = worker.state.tasks.get(key)
+        return state is not None and state.state in ("executing", "long-running")
+
+    return still_wanted
