@@ -82,7 +82,10 @@ class Rows:
 class Plan(Protocol):
     """Rows of a task that needs no input: a pure function of number and seed."""
 
-    columns: Mapping[str, str]
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Planned column -> dtype."""
+        ...
 
     def rows(self, start: int, stop: int, *, total: int, seed: int) -> dict[str, list[Any]]:
         """Return the planned columns of samples `start` to `stop` out of `total`."""
@@ -92,9 +95,20 @@ class Plan(Protocol):
 class Askable(Protocol):
     """What stages need of a task; `Task` and `FlowTask` have it."""
 
-    name: str
-    output: str
-    columns: Mapping[str, str]
+    @property
+    def name(self) -> str:
+        """Name in recipes, seeds and reports."""
+        ...
+
+    @property
+    def output(self) -> str:
+        """Main output column."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Output column -> dtype."""
+        ...
 
     @property
     def variables(self) -> tuple[str, ...]:

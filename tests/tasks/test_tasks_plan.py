@@ -94,6 +94,27 @@ def test_any_partitioning_gives_the_same_rows(plan: LanguagePlan, parts: int) ->
     assert joined == whole(plan, total, 5)
 
 
+def from_global_state(total: int, seed: int) -> Rows:
+    return {"language": [random.choice(FIVE) for _ in range(total)]}
+
+
+def no_global_state_is_read_or_moved(make: MakePlan) -> None:
+    random.seed(1)
+    first, state = make(50, 1), random.getstate()
+    random.seed(2)
+    assert make(50, 1) == first
+    random.seed(1)
+    assert random.getstate() == state
+
+
+@pytest.mark.fault(26)
+def test_a_plan_does_not_touch_the_global_random_state() -> None:
+    for plan in PLANS:
+        no_global_state_is_read_or_moved(lambda total, seed, plan=plan: whole(plan, total, seed))
+    with pytest.raises(AssertionError):
+        no_global_state_is_read_or_moved(from_global_state)
+
+
 @pytest.mark.parametrize("plan", PLANS, ids=("even", "weighted", "random"))
 def test_seeds_mix_differently(plan: LanguagePlan) -> None:
     first, second = whole(plan, 60, 1), whole(plan, 60, 2)
