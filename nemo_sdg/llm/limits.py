@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from nemo_sdg.errors import (
+    BadRequest,
     ConnectionFailed,
     RateLimited,
     RequestError,
@@ -63,6 +64,8 @@ class Health:
                 self._first_failure = now
             self._failures += 1
             self.is_suspect = self._failures >= self.failures_to_suspect
+        elif isinstance(error, BadRequest):
+            self.answered()  # it lives: it read the request and declined it
 
     def probed(self, *, alive: bool) -> None:
         """A probe ended."""
@@ -101,6 +104,16 @@ class FailureGuard:
         self.rule = rule
         self._rows: Counter[str] = Counter()
         self._failures: dict[str, Counter[str]] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that have ended, of all tasks."""
+        return self._rows.total()
+
+    @property
+    def num_failures(self) -> int:
+        """Rows that ended without a value."""
+        return sum(reasons.total() for reasons in self._failures.values())
 
     def record(self, task: str, reason: str | None) -> None:
         """Count a row; `reason` is its error code, None for a row with a value.

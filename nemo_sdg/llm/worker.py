@@ -67,7 +67,7 @@ class EngineHandle:
             "stream": config.endpoint.stream,
         }
         self._error: NemoSdgError | None = None
-        self._guard = FailureGuard(config.failures)
+        self.guard = FailureGuard(config.failures)
         self._sessions: dict[int, Session] = {}
         self._sequence = 0
         self._on_way = 0
@@ -125,7 +125,7 @@ class EngineHandle:
             TooManyFailures: this row was one too many.
         """
         with self._changed:
-            self._guard.record(task, reason)
+            self.guard.record(task, reason)
 
     def close(self) -> None:
         """Stop the engine: requests on their way are cancelled, what was answered is filed."""

@@ -25,7 +25,7 @@ REASON_FIELD, SCORE_FIELD = "dropped_by", "dropped_score"
 class Score(Stage):
     """Write a filter's scores into a column; no row is removed.
 
-    Columns in: `text_field`. Columns out: `score_field` (the filter's dtype; null where the text is).
+    Columns in: `text_field`. Columns out: `score_field` (dtype of the filter).
     """
 
     filter: ColumnFilter

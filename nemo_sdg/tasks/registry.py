@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 
 from nemo_sdg.errors import ConfigurationError, RecipeError
 from nemo_sdg.llm.request import derive_seed

@@ -1,0 +1,302 @@
+"""The whole chain of a task on one partition: choose, split, ask, clean, join, count.
+
+    chain = Chain(task=distill, endpoint=endpoint, tokenizer=load_tokenizer("bundled"))
+    part = chain.run(frame)        # part.data, part.dropped, part.dead, part.provenance
+
+Every unit is accounted for: a document is filtered, complete, partial or empty; a segment is kept,
+dropped by a named filter, or a dead letter with its reason. `check_counts` holds the sums to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property, singledispatchmethod
+from typing import Any
+
+from nemo_sdg.data.backend import to_values
+from nemo_sdg.errors import ConfigurationError, NemoSdgError
+from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.stages.base import JOINED_FIELD, Record, Sequential, Stage
+from nemo_sdg.stages.generate import Generate
+from nemo_sdg.stages.reshape import Explode, Join, JoinElements, Prepend, Sample, Segment
+from nemo_sdg.stages.select import Modify, ScoreFilter
+from nemo_sdg.tasks.steps import JoinItems, JoinSegments, PrependSource, SampleItems
+from nemo_sdg.tasks.task import CleanStep, FlowTask, Task
+from nemo_sdg.text.filters import ColumnFilter, TokenCount
+from nemo_sdg.text.segment import Missing
+from nemo_sdg.text.tokens import Tokenizer
+
+SPARE_TOKENS = 2
+"""Kept free in every prompt: a token may form across the seam of prompt and text."""
+
+ESTIMATE_ROOM = 0.9
+"""Share of the budget that is used when counts are estimates (a stand-in tokenizer)."""
+
+_LEAST_ROOM = 8
+
+
+class CountsDoNotAddUp(NemoSdgError):
+    """A row was lost or counted twice: a defect of nemo_sdg, never of the data."""
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What one partition of one task came to."""
+
+    data: Any
+    record: Record
+    counts: Counter[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A task with all that surrounds it. Picklable; the same rows whatever the partitions.
+
+    Attributes:
+        quality: filter on `quality_field` that chooses documents for this task, None: all.
+        shape: "text", one row a segment or document; "rows", one row a list element.
+        missing: what becomes of joined documents with gaps.
+        generate_options: further arguments of `Generate`.
+    """
+
+    task: Task | FlowTask
+    endpoint: Endpoint
+    tokenizer: Tokenizer
+    text_field: str = "text"
+    id_field: str = "id"
+    seed: int = 0
+    quality_field: str | None = None
+    quality: ColumnFilter | None = None
+    shape: str = "text"
+    missing: Missing = "mark"
+    generate_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads_documents(self) -> bool:
+        """True where the prompt holds the text of a document."""
+        return bool({"document", self.text_field} & set(self.task.variables))
+
+    @cached_property
+    def overhead_tokens(self) -> int:
+        """Tokens of the rendered chat around the text: roles, system prompt, instructions."""
+        if not isinstance(self.task, Task):
+            return 0
+        messages = self.task.request(dict.fromkeys(self.task.variables, "")).messages
+        return self.tokenizer.overhead(messages)
+
+    @cached_property
+    def segment_tokens(self) -> int | None:
+        """Room for text in one request; None where documents are not split.
+
+        Raises:
+            ConfigurationError: the prompt alone fills the budget.
+        """
+        if self.task.budget is None or not self.reads_documents:
+            return None
+        most = self.task.budget.max_input_tokens
+        if self.tokenizer.estimated:
+            most = int(most * ESTIMATE_ROOM)
+        room = most - self.overhead_tokens - SPARE_TOKENS
+        if room < _LEAST_ROOM:
+            raise ConfigurationError(
+                f"task {self.task.name}: max_input_tokens is {self.task.budget.max_input_tokens}, "
+                f"and the prompt itself takes {self.overhead_tokens}: no room for text is left"
+            )
+        return room
+
+    # --- the stages ------------------------------------------------------------------------------
+
+    @cached_property
+    def choose(self) -> Sequential:
+        """Stages that drop whole documents."""
+        stages: list[Stage] = []
+        if self.quality is not None and self.quality_field is not None:
+            stages.append(ScoreFilter(self.quality, text_field=self.quality_field))
+        budget = self.task.budget
+        if self.segment_tokens is not None and budget is not None and budget.min_document_tokens:
+            least = TokenCount(min_tokens=budget.min_document_tokens, name="min_document_tokens")
+            stages.append(ScoreFilter(least, text_field=self.text_field, tokenizer=self.tokenizer))
+        return Sequential(stages)
+
+    @cached_property
+    def split(self) -> Sequential:
+        """The stage that makes segments, where the task has a budget."""
+        if self.segment_tokens is None:
+            return Sequential([])
+        segment = Segment(
+            self.tokenizer, max_tokens=self.segment_tokens, text_field=self.text_field
+        )
+        return Sequential([segment])
+
+    @cached_property
+    def admit(self) -> Sequential:
+        """Stages that drop segments before they are asked about."""
+        budget = self.task.budget
+        if self.segment_tokens is None or budget is None or not budget.min_segment_tokens:
+            return Sequential([])
+        least = TokenCount(min_tokens=budget.min_segment_tokens, name="min_segment_tokens")
+        stage = ScoreFilter(least, text_field=self.text_field, tokenizer=self.tokenizer)
+        return Sequential([stage])
+
+    @cached_property
+    def generate(self) -> Generate:
+        """The stage that asks."""
+        return Generate(
+            self.task,
+            self.endpoint,
+            text_field=self.text_field,
+            id_field=self.id_field,
+            seed=self.seed,
+            **self.generate_options,
+        )
+
+    @cached_property
+    def finish(self) -> Sequential:
+        """Stages after the answers: those of the task's `clean`, then the shape."""
+        stages = [self._stage_of(step) for step in self.task.clean]
+        if self.shape == "rows":
+            if not isinstance(self.task, Task) or self.task.rows is None:
+                raise ConfigurationError(
+                    f"task {self.task.name} has no rows within a text: use --shape text"
+                )
+            stages.append(Explode(self.task.output, self.task.rows))
+        return Sequential(stages)
+
+    @property
+    def joins(self) -> bool:
+        """True where segments become documents again."""
+        return any(isinstance(step, JoinSegments) for step in self.task.clean)
+
+    @singledispatchmethod
+    def _stage_of(self, step: CleanStep) -> Stage:
+        if isinstance(step, ColumnFilter):
+            return ScoreFilter(step, text_field=self.task.output, tokenizer=self.tokenizer)
+        return Modify(step, text_field=self.task.output)
+
+    @_stage_of.register
+    def _(self, step: JoinSegments) -> Stage:
+        return Join(
+            self.task.output,
+            text_field=self.text_field,
+            id_field=self.id_field,
+            separator=step.separator,
+            missing=self.missing,
+        )
+
+    @_stage_of.register
+    def _(self, step: SampleItems) -> Stage:
+        return Sample(
+            self.task.output,
+            max_items=step.max_items,
+            tokens_per_item=step.tokens_per_item,
+            tokenizer=self.tokenizer,
+            seed=self.seed,
+            text_field=self.text_field,
+            id_field=self.id_field,
+        )
+
+    @_stage_of.register
+    def _(self, step: JoinItems) -> Stage:
+        return JoinElements(self.task.output, separator=step.separator)
+
+    @_stage_of.register
+    def _(self, step: PrependSource) -> Stage:
+        return Prepend(self.task.output, text_field=self.text_field, separator=step.separator)
+
+    # --- on one partition ------------------------------------------------------------------------
+
+    def meta(self, frame: Any) -> Any:
+        """Return the empty frame of the data parts, for a partition's empty `frame`."""
+        frame = self.admit.meta(self.split.meta(self.choose.meta(frame)))
+        return self._tidy(self.finish.meta(self._alive(self.generate.meta(frame))))
+
+    def prepare(self, frame: Any, record: Record | None = None) -> Any:
+        """Return the rows that will be asked about: everything before the first request."""
+        return self.admit.apply(self.split.apply(self.choose.apply(frame, record)), record)
+
+    def run(self, frame: Any) -> PartResult:
+        """Run the whole chain on one partition; blocks until all its requests have ended.
+
+        Requests: one a segment, more where answers are of no use or a task is a flow.
+        """
+        record = Record(task=self.task.name, id_field=self.id_field)
+        chosen = self.choose.apply(frame, record)
+        counts: Counter[str] = Counter({"documents.filtered": len(frame) - len(chosen)})
+        for name, number in list(record.counts.items()):
+            counts[f"documents.{name}"] = number
+        record.counts.clear()
+
+        segments = self.split.apply(chosen)
+        asked = self.admit.apply(segments, record)
+        answered = self.generate.apply(asked, record)
+        kept = self._kept(answered, record)
+        data = self._tidy(self.shape_of(kept))
+
+        counts.update(record.counts)
+        counts["segments"] = len(segments)
+        joined = JOINED_FIELD in kept.columns
+        counts["kept"] = int(kept[JOINED_FIELD].sum()) if joined else len(kept)
+        counts["rows"] = len(data)
+        counts.update(self._documents(chosen, segments, kept))
+        check_counts(self.task.name, counts)
+        return PartResult(data, record, counts)
+
+    def _kept(self, answered: Any, record: Record) -> Any:
+        stages = self.finish.stages[:-1] if self.shape == "rows" else self.finish.stages
+        return Sequential(stages).apply(self._alive(answered), record)
+
+    def shape_of(self, kept: Any) -> Any:
+        """Return the kept rows in the shape asked for."""
+        return self.finish.stages[-1].apply(kept) if self.shape == "rows" else kept
+
+    def _alive(self, frame: Any) -> Any:
+        """Leave dead letters out, unless a join has to see the gaps they leave."""
+        if self.joins:
+            return frame
+        error = f"{self.task.output}_error"
+        return frame[frame[error].isna()]
+
+    def _tidy(self, frame: Any) -> Any:
+        """Drop what only the chain itself needs; number the rows anew."""
+        items = f"{self.task.output}_items"
+        gone = [name for name in (items,) if name in frame.columns]
+        return frame.drop(columns=gone).reset_index(drop=True)
+
+    def _documents(self, chosen: Any, segments: Any, kept: Any) -> Counter[str]:
+        """Count documents by what became of their segments."""
+        if self.id_field not in chosen.columns:
+            complete = len(kept)
+            return Counter(
+                {"documents.complete": complete, "documents.empty": len(chosen) - complete}
+            )
+        wanted = Counter(to_values(segments[self.id_field]))
+        got: Counter[Any] = Counter()
+        ids = to_values(kept[self.id_field])
+        if JOINED_FIELD in kept.columns:
+            for name, number in zip(ids, to_values(kept[JOINED_FIELD]), strict=True):
+                got[name] += number
+        else:
+            got.update(ids)
+        states: Counter[str] = Counter()
+        for name in to_values(chosen[self.id_field]):
+            has = got[name]
+            state = "empty" if not has else "complete" if has == wanted[name] else "partial"
+            states[f"documents.{state}"] += 1
+        return states
+
+
+def check_counts(task: str, counts: Counter[str]) -> None:
+    """Hold the sums of a part or a run together.
+
+    Raises:
+        CountsDoNotAddUp: a segment ended in no place, or in two.
+    """
+    ended = counts["kept"] + sum(
+        number for name, number in counts.items() if name.startswith(("filtered.", "dead."))
+    )
+    if ended != counts["segments"]:
+        raise CountsDoNotAddUp(
+            f"{task}: {counts['segments']} segments went in, {ended} are accounted for: "
+            f"{dict(counts)}. Please report this."
+        )

@@ -1,0 +1,243 @@
+"""The run folder: what a run leaves behind, and how it is found again.
+
+    data/part-*            with several tasks data/<task>/part-*
+    dead_letters/          rows that failed: id, segment_id, task, reason, detail, raw, attempts
+    dropped/               what filters removed: id, segment_id, task, filter, score, text
+    provenance/            one row an answer: model, hashes, seed, tokens, latency, cost
+    ledger/                every answer paid for
+    state/                 one file a finished part: a rerun skips these
+    recipe.yaml  run.json  as resolved; what happened and what it cost
+
+Folders are 0700, files 0600. `owner.json` with a heartbeat keeps a second run out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nemo_sdg.data.frames import schema_of
+from nemo_sdg.data.parts import (
+    Part,
+    PartFormat,
+    begin_folder,
+    finish_folder,
+    make_folder,
+    write_file,
+    write_part,
+)
+from nemo_sdg.errors import RunFolderError
+from nemo_sdg.stages.base import DEAD_COLUMNS, DROPPED_COLUMNS, PROVENANCE_COLUMNS, table
+
+HEARTBEAT_S = 5.0
+STALE_S = 30.0
+
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "dropped": DROPPED_COLUMNS,
+    "dead_letters": DEAD_COLUMNS,
+    "provenance": PROVENANCE_COLUMNS,
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of a run. A plain value: it travels to the workers."""
+
+    path: Path
+    file_format: PartFormat = "parquet"
+
+    @property
+    def ledger(self) -> str:
+        """Where answers are filed."""
+        return str(self.path / "ledger")
+
+    def data(self, task: str, *, is_only: bool) -> Path:
+        """Where the rows of a task go."""
+        return self.path / "data" if is_only else self.path / "data" / task
+
+    def make(self) -> None:
+        """Make the folder, private to its owner."""
+        try:
+            make_folder(self.path)
+            for name in ("state", "ledger"):
+                make_folder(self.path / name)
+        except OSError as error:
+            raise RunFolderError(
+                f"the output folder {self.path} cannot be made: {error.strerror}"
+            ) from None
+
+    # --- small files -----------------------------------------------------------------------------
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a file aside and rename it into its place."""
+        data = json.dumps(value, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
+        write_file(self.path / name, lambda stream: stream.write(data))
+
+    def read_json(self, name: str) -> Any:
+        """Return a file's content, None where there is none."""
+        try:
+            return orjson.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except orjson.JSONDecodeError:
+            raise RunFolderError(
+                f"{self.path / name} is damaged; remove it and run again: answers are in ledger/"
+            ) from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file aside and rename it into its place."""
+        write_file(self.path / name, lambda stream: stream.write(text.encode()))
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def finished(self, task: str, number: int, fingerprint: str) -> dict[str, Any] | None:
+        """Return the summary of a part that was finished under the same settings, or None."""
+        found = self.read_json(_state_name(task, number))
+        if found is None or found["fingerprint"] != fingerprint:
+            return None
+        return dict(found)
+
+    def write_part(
+        self,
+        task: str,
+        number: int,
+        data: Any,
+        tables: Mapping[str, list[dict[str, Any]]],
+        *,
+        schema: Any,
+        is_only: bool,
+        summary: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Write all that a part consists of, its summary last: then it counts as finished."""
+        parts: dict[str, Part] = {}
+        for name, columns in TABLES.items():
+            rows = tables[name]
+            if rows:
+                frame = table(rows, columns, like=data)
+                parts[name] = write_part(
+                    self.path / name, f"part-{number:05d}-{task}", frame, schema=table_schema(name)
+                )
+        parts["data"] = write_part(
+            self.data(task, is_only=is_only),
+            number,
+            data,
+            file_format=self.file_format,
+            schema=schema,
+        )
+        whole = {**summary, "parts": parts}
+        self.write_json(_state_name(task, number), whole)
+        return whole
+
+    def begin(self, folders: list[Path]) -> None:
+        """Mark the folders of parts as unfinished."""
+        for folder in (*folders, *(self.path / name for name in TABLES)):
+            begin_folder(folder, "keep")
+
+    def finish(self, data: Mapping[Path, tuple[list[Part], Any]], like: Any) -> None:
+        """Place the manifests and remove parts that an earlier plan left behind."""
+        found: dict[str, list[Part]] = {name: [] for name in TABLES}
+        for state in sorted((self.path / "state").rglob("part-*.json")):
+            for name, part in orjson.loads(state.read_bytes())["parts"].items():
+                if name != "data":
+                    found[name].append(part)
+        for name, parts in found.items():
+            if not parts:
+                empty = table([], TABLES[name], like=like)
+                parts = [write_part(self.path / name, 0, empty, schema=table_schema(name))]
+            _remove_others(self.path / name, parts)
+            finish_folder(self.path / name, parts, table_schema(name))
+        for folder, (parts, schema) in data.items():
+            _remove_others(folder, parts)
+            finish_folder(folder, parts, schema)
+
+    def forget_parts(self, task: str, keep: int) -> None:
+        """Remove the summaries of parts with numbers from `keep` on: an earlier, finer plan."""
+        for state in (self.path / "state" / task).glob("part-*.json"):
+            if int(state.stem.removeprefix("part-")) >= keep:
+                state.unlink()
+
+    # --- owner -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            RunFolderError: another process that seems alive holds it.
+        """
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
+        self._refuse_if_owned()
+        stop = threading.Event()
+
+        def beat() -> None:
+            self.write_json("owner.json", mine | {"at": time.time()})
+
+        beat()
+        thread = threading.Thread(target=_every, args=(HEARTBEAT_S, stop, beat), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            with contextlib.suppress(OSError):
+                (self.path / "owner.json").unlink()
+
+    def _refuse_if_owned(self) -> None:
+        try:
+            owner = self.read_json("owner.json")
+        except RunFolderError:
+            return
+        if owner is None or time.time() - owner["at"] > STALE_S:
+            return
+        if owner["host"] == socket.gethostname() and not _is_alive(owner["pid"]):
+            return
+        raise RunFolderError(
+            f"{self.path} is in use by process {owner['pid']} on {owner['host']}; wait for it, "
+            "stop it, or choose another output folder"
+        )
+
+
+def table_schema(name: str) -> Any:
+    """Return the Arrow schema of one of the side tables."""
+    import pandas as pd
+
+    return schema_of(table([], TABLES[name], like=pd.DataFrame()))
+
+
+def _state_name(task: str, number: int) -> str:
+    return f"state/{task}/part-{number:05d}.json"
+
+
+def _remove_others(folder: Path, parts: list[Part]) -> None:
+    wanted = {Path(part["path"]).name for part in parts}
+    for path in folder.glob("part-*"):
+        if path.name not in wanted:
+            path.unlink()
+
+
+def _every(seconds: float, stop: threading.Event, call: Callable[[], None]) -> None:
+    while not stop.wait(seconds):
+        with contextlib.suppress(OSError):  # a full disk must not end the heartbeat for good
+            call()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,353 @@
+"""From a recipe to work: which chains run over which partitions, and what that will take."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from nemo_sdg import __version__
+from nemo_sdg.data.backend import from_values, resolve_backend, to_values
+from nemo_sdg.data.dataset import DocumentDataset
+from nemo_sdg.data.ids import check_unique_ids, input_fingerprint
+from nemo_sdg.errors import DataError
+from nemo_sdg.llm.client import Client
+from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.request import derive_seed
+from nemo_sdg.pipelines.chain import Chain
+from nemo_sdg.pipelines.recipe import Recipe
+from nemo_sdg.stages.reshape import TOKENS_FIELD
+from nemo_sdg.tasks.task import FlowTask, Plan, Task
+from nemo_sdg.text.filters import above, at_most
+from nemo_sdg.text.tokens import Tokenizer, load_tokenizer
+
+HIGH_QUALITY_ABOVE = 11
+"""Buckets 0-11 are low quality, 12-19 high (fact sheet 1)."""
+
+PARTS_PER_WORKER = 4
+LARGEST_BLOCK, SMALLEST_BLOCK, MOST_BLOCKS = 1 << 20, 16 << 10, 4000
+ESTIMATE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One partition of one task. `frame` is lazy (a Dask `Delayed`)."""
+
+    chain: Chain
+    number: int
+    frame: Any
+    meta: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run will ask for. Exact where every partition was looked at, else scaled up."""
+
+    rows: int
+    requests: int
+    input_tokens: int
+    output_tokens_at_most: int | None
+    is_exact: bool
+
+    def cost_at_most(self, endpoint: Endpoint) -> float | None:
+        """Money for all input and the longest answers allowed; None where a price is unknown."""
+        if endpoint.price_in is None or endpoint.price_out is None:
+            return None
+        if self.output_tokens_at_most is None:
+            return None
+        spent = self.input_tokens * endpoint.price_in
+        return (spent + self.output_tokens_at_most * endpoint.price_out) / 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a run does, before it does it."""
+
+    recipe: Recipe
+    chains: Sequence[Chain]
+    parts: Sequence[Part]
+    fingerprint: str
+    block_bytes: int | None
+
+
+def fingerprint_of(recipe: Recipe, inputs: list[dict[str, Any]]) -> str:
+    """Return a hash of all that decides the output: identity, cheap fields, input, version."""
+    decides = [__version__, recipe.identity(), recipe.cheap(), inputs]
+    text = orjson.dumps(decides, option=orjson.OPT_SORT_KEYS, default=str)
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def fingerprint_inputs(recipe: Recipe) -> list[dict[str, Any]]:
+    """Return path, size and hash of every input file."""
+    return input_fingerprint(recipe.input) if recipe.input else []
+
+
+def choose_tokenizer(recipe: Recipe, endpoint: Endpoint, *, is_offline: bool) -> Tokenizer:
+    """Load the tokenizer in the order of DESIGN 8; the built-in endpoint has the bundled one."""
+    if recipe.tokenizer or is_offline:
+        return load_tokenizer(recipe.tokenizer or "bundled")
+    remote = functools.partial(_count_remotely, endpoint)
+    try:
+        offers = remote(["a"]) is not None
+    except DataError:
+        offers = False
+    return load_tokenizer(model=recipe.model, remote=remote if offers else None)
+
+
+def plan_job(
+    recipe: Recipe,
+    endpoint: Endpoint,
+    *,
+    tokenizer: Tokenizer,
+    ledger: str,
+    fingerprint: str,
+    block_bytes: int | None = None,
+) -> Job:
+    """Make chains and partitions; reads no more than a sample and, where needed, the ids.
+
+    Raises:
+        DataError, ConfigurationError: what is wrong with input, tasks or their budgets.
+    """
+    tasks = recipe.resolved_tasks()
+    chains = [_chain(recipe, task, endpoint, tokenizer, ledger) for task in tasks]
+    planned = [chain for chain in chains if _plan(chain.task) is not None]
+    reading = [chain for chain in chains if _plan(chain.task) is None]
+    parts: list[Part] = []
+    if reading:
+        dataset, block_bytes = _documents(recipe, block_bytes)
+        _check_columns(recipe, dataset, reading)
+        frames = dataset.df.to_delayed()
+        parts += [
+            Part(chain=chain, number=number, frame=frame, meta=dataset.df._meta)
+            for number, frame in enumerate(frames)
+            for chain in reading
+        ]
+    for chain in planned:
+        parts += _planned_parts(recipe, chain)
+    return Job(
+        recipe=recipe,
+        chains=chains,
+        parts=parts,
+        fingerprint=fingerprint,
+        block_bytes=block_bytes,
+    )
+
+
+def estimate(job: Job) -> Estimate:
+    """Count what will be asked: on all partitions of a small input, on a sample of a large one.
+
+    Sends no request. Reads and tokenizes about 4 MB at most.
+    """
+    import dask
+
+    numbers = sorted({part.number for part in job.parts})
+    most = len(numbers)
+    if job.block_bytes:
+        most = max(1, ESTIMATE_BYTES // job.block_bytes)
+    step = -(-len(numbers) // most) if numbers else 1
+    chosen = set(numbers[::step])
+    sample = [part for part in job.parts if part.number in chosen]
+    lazy = [dask.delayed(_count)(part.chain, part.frame) for part in sample]  # type: ignore[attr-defined]
+    counts = dask.compute(*lazy, scheduler="synchronous")  # type: ignore[attr-defined, no-untyped-call]
+    scale = len(numbers) / max(1, len(chosen))
+    rows, requests, tokens = (round(scale * sum(c[i] for c in counts)) for i in range(3))
+    outputs = [c[3] for c in counts]
+    known = all(o is not None for o in outputs)
+    return Estimate(
+        rows=rows,
+        requests=requests,
+        input_tokens=tokens,
+        output_tokens_at_most=round(scale * sum(outputs)) if known else None,
+        is_exact=len(chosen) == len(numbers),
+    )
+
+
+def _count(chain: Chain, frame: Any) -> tuple[int, int, int, int | None]:
+    prepared = chain.prepare(frame)
+    task, requests = chain.task, len(prepared)
+    if TOKENS_FIELD in prepared.columns:
+        text = int(prepared[TOKENS_FIELD].sum())
+    elif chain.reads_documents and chain.text_field in prepared.columns:
+        text = int(chain.tokenizer.count_column(prepared[chain.text_field]).sum())
+    else:
+        text = 0
+    tokens = text + requests * chain.overhead_tokens
+    longest = task.full_sampling.max_output_tokens if isinstance(task, Task) else None
+    return len(frame), requests, tokens, longest * requests if longest else None
+
+
+# --- chains ---------------------------------------------------------------------------------------
+
+
+def _chain(
+    recipe: Recipe,
+    task: Task | FlowTask,
+    endpoint: Endpoint,
+    tokenizer: Tokenizer,
+    ledger: str,
+) -> Chain:
+    is_low = task.name == "wikipedia_rephrase"
+    rule = at_most(HIGH_QUALITY_ABOVE, name="quality_low") if is_low else None
+    if rule is None:
+        rule = above(HIGH_QUALITY_ABOVE, name="quality_high")
+    has_rows = isinstance(task, Task) and task.rows is not None
+    routed = recipe.quality_field is not None and _plan(task) is None
+    return Chain(
+        task=task,
+        endpoint=endpoint,
+        tokenizer=tokenizer,
+        text_field=recipe.text_field,
+        id_field=recipe.id_field,
+        seed=recipe.seed,
+        quality_field=recipe.quality_field if routed else None,
+        quality=rule if routed else None,
+        # Where several tasks run together, those without a list keep their texts.
+        shape=recipe.shape if has_rows or len(recipe.tasks) == 1 else "text",
+        missing=recipe.missing,
+        generate_options={
+            "ledger": ledger,
+            "ledger_sync_s": recipe.ledger_sync_s,
+            "from_columns": dict(recipe.from_columns),
+            "workers": recipe.workers,
+            "max_failures": recipe.max_failures,
+            "max_outage_s": recipe.max_outage_s,
+        },
+    )
+
+
+def _plan(task: Task | FlowTask) -> Plan | None:
+    return task.plan
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+
+def _documents(recipe: Recipe, block_bytes: int | None) -> tuple[DocumentDataset, int | None]:
+    if not recipe.input:
+        raise DataError("these tasks read documents: name files with --input")
+    files = input_sizes(recipe)
+    block: int | str = recipe.partition_size or block_bytes or _block_bytes(files, recipe.workers)
+    backend = {"auto": "auto", "cpu": "pandas", "gpu": "cudf"}[recipe.device]
+    dataset = DocumentDataset.read(
+        recipe.input,
+        backend=resolve_backend(backend),
+        blocksize=block,
+        text_field=recipe.text_field,
+    )
+    has_ids = recipe.id_field in dataset.columns
+    dataset = dataset.with_ids(recipe.id_field)
+    if has_ids:
+        check_unique_ids(dataset, recipe.id_field)
+    if recipe.sample is not None:
+        dataset = _sampled(dataset, recipe)
+    if recipe.limit is not None:
+        first = dataset.head(recipe.limit)
+        parts = max(1, min(len(first), PARTS_PER_WORKER * recipe.workers))
+        dataset = DocumentDataset.from_pandas(first, npartitions=parts)
+    return dataset, block if isinstance(block, int) else None
+
+
+def input_sizes(recipe: Recipe) -> int:
+    """Return the bytes of all input files as stored."""
+    return sum(int(entry["bytes"]) for entry in fingerprint_inputs(recipe))
+
+
+def _block_bytes(total: int, workers: int) -> int:
+    """Small enough that every worker has work and progress shows, large enough for Dask."""
+    shared = total // (PARTS_PER_WORKER * max(1, workers))
+    return max(SMALLEST_BLOCK, min(shared, max(LARGEST_BLOCK, total // MOST_BLOCKS)))
+
+
+def _check_columns(recipe: Recipe, dataset: DocumentDataset, chains: Sequence[Chain]) -> None:
+    dataset.check_text(recipe.text_field)
+    if recipe.quality_field is not None and recipe.quality_field not in dataset.columns:
+        raise DataError(
+            f"--quality-field {recipe.quality_field!r} is no column of the input; "
+            f"there are {', '.join(dataset.columns)}"
+        )
+    for chain in chains:
+        chain.meta(dataset.df._meta)
+
+
+def _sampled(dataset: DocumentDataset, recipe: Recipe) -> DocumentDataset:
+    """Keep the documents whose hashes of seed and id are smallest: the same at any partitioning."""
+    import dask
+
+    wanted = recipe.sample or 0
+    hashed = [
+        dask.delayed(_hashes)(frame, recipe.id_field, recipe.seed)  # type: ignore[attr-defined]
+        for frame in dataset.df[[recipe.id_field]].to_delayed()
+    ]
+    smallest = sorted(h for part in dask.compute(*hashed) for h in sorted(part)[:wanted])  # type: ignore[attr-defined, no-untyped-call]
+    limit = smallest[:wanted][-1] if smallest[:wanted] else -1
+    return dataset.apply(
+        _below, dataset.df._meta, id_field=recipe.id_field, seed=recipe.seed, limit=limit
+    )
+
+
+def _hashes(frame: Any, id_field: str, seed: int) -> list[int]:
+    # Twice 31 bits: two documents of a sample of millions must not share a hash.
+    ids = to_values(frame[id_field])
+    return [derive_seed(seed, i, "a") << 31 | derive_seed(seed, i, "b") for i in ids]
+
+
+def _below(frame: Any, id_field: str, seed: int, limit: int) -> Any:
+    chosen = [h <= limit for h in _hashes(frame, id_field, seed)]
+    return frame[from_values(chosen, like=frame, dtype="bool")]
+
+
+# --- rows without input ---------------------------------------------------------------------------
+
+
+def _planned_parts(recipe: Recipe, chain: Chain) -> list[Part]:
+    import dask
+
+    total = recipe.num_samples
+    size = max(1, -(-total // (PARTS_PER_WORKER * recipe.workers)))
+    meta = planned_rows(chain.task, 0, 0, total, recipe.seed, recipe.id_field)
+    starts = range(0, total, size)
+    return [
+        Part(
+            chain=chain,
+            number=number,
+            frame=dask.delayed(planned_rows)(  # type: ignore[attr-defined]
+                chain.task, start, min(start + size, total), total, recipe.seed, recipe.id_field
+            ),
+            meta=meta,
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
+def planned_rows(
+    task: Task | FlowTask, start: int, stop: int, total: int, seed: int, id_field: str
+) -> Any:
+    """Return rows `start` to `stop` of a task that needs no input; their number is their id."""
+    import pandas as pd
+
+    assert task.plan is not None
+    like = pd.DataFrame(index=range(stop - start))
+    columns = task.plan.rows(start, stop, total=total, seed=seed)
+    made = {id_field: from_values(list(range(start, stop)), like=like, dtype="int64")}
+    for name, dtype in task.plan.columns.items():
+        made[name] = from_values(columns[name], like=like, dtype=dtype)  # type: ignore[arg-type]
+    return pd.DataFrame(made)
+
+
+# --- the server's own tokenizer -------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def _client(endpoint: Endpoint) -> Client:
+    return Client(endpoint)
+
+
+def _count_remotely(endpoint: Endpoint, texts: list[str]) -> list[int]:
+    counts = _client(endpoint).tokenize_counts(texts)
+    if counts is None:
+        raise DataError(f"{endpoint.url} has no tokenize route")
+    return counts

@@ -1,0 +1,163 @@
+"""What a run tells while it works: workers publish counts, the client adds them up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nemo_sdg.llm.worker import engines
+
+TOPIC = "nemo-sdg-progress"
+PUBLISH_S = 0.5
+_RATE_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run has come. Numbers are of this run; parts include those found finished."""
+
+    parts_done: int
+    parts_total: int
+    rows: int
+    requests_done: int
+    requests_total: int | None
+    in_flight: int
+    requests_per_s: float
+    input_tokens: int
+    output_tokens: int
+    errors: int
+    seconds: float
+    seconds_left: float | None
+    note: str = ""
+
+
+class Observer(Protocol):
+    """Where a run tells what it does. The command line shows it; `Quiet` keeps it to itself."""
+
+    def announce(self, line: str) -> None:
+        """Say once, before the first request, what is about to be asked and what it may cost."""
+
+    def confirm(self, question: str) -> bool:
+        """Ask whether to go on."""
+        ...
+
+    def progress(self, state: Progress) -> None:
+        """Show how far the run has come; called about twice a second."""
+
+    def note(self, text: str) -> None:
+        """Say something worth knowing once."""
+
+
+class Quiet:
+    """An observer that says nothing and agrees to everything."""
+
+    def announce(self, line: str) -> None:
+        """Say nothing."""
+
+    def confirm(self, question: str) -> bool:
+        """Agree."""
+        return True
+
+    def progress(self, state: Progress) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+
+# --- on a worker ----------------------------------------------------------------------------------
+
+_publishing = threading.Lock()
+
+
+def publish_from_here() -> None:
+    """Start publishing this worker's counts, once; does nothing outside of a Dask worker."""
+    from distributed import get_worker
+
+    try:
+        worker = get_worker()
+    except ValueError:
+        return
+    if _publishing.acquire(blocking=False):
+        threading.Thread(target=_publish, args=(worker,), daemon=True).start()
+
+
+def _publish(worker: Any) -> None:
+    last: dict[str, Any] = {}
+    while worker.status.name in ("running", "paused", "init"):
+        state = here() | {"worker": worker.address}
+        if state != last:
+            worker.log_event(TOPIC, state)
+            last = state
+        time.sleep(PUBLISH_S)
+
+
+def here() -> dict[str, Any]:
+    """Return the counts of all engines of this process."""
+    counts: Counter[str] = Counter()
+    in_flight, note = 0, ""
+    for engine in engines():
+        counts.update(engine.counts)
+        counts["rows"] += engine.guard.num_rows
+        counts["errors"] += engine.guard.num_failures
+        in_flight += engine.state.get("in_flight", 0)
+        if engine.state.get("is_down"):
+            note = f"{engine.config.endpoint.host} does not answer: waiting for it"
+    return {"counts": dict(counts), "in_flight": in_flight, "note": note}
+
+
+# --- on the client --------------------------------------------------------------------------------
+
+
+@dataclass
+class Gathered:
+    """Adds up what the workers publish."""
+
+    parts_total: int
+    requests_total: int | None = None
+    parts_done: int = 0
+    parts_found: int = 0
+    started: float = field(default_factory=time.monotonic)
+    _workers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _recent: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Take what a worker published; a restarted worker begins anew and adds to the old."""
+        self._workers[state["worker"]] = state
+
+    def state(self) -> Progress:
+        """Return the sum, with the rate over the last seconds."""
+        now = time.monotonic()
+        counts: Counter[str] = Counter()
+        for state in self._workers.values():
+            counts.update(state["counts"])
+        done = counts["answers"] + counts["from_ledger"]
+        self._recent.append((now, done))
+        while now - self._recent[0][0] > _RATE_WINDOW_S:
+            self._recent.popleft()
+        since, before = self._recent[0]
+        rate = (done - before) / (now - since) if now > since else 0.0
+        notes = [state["note"] for state in self._workers.values() if state["note"]]
+        return Progress(
+            parts_done=self.parts_done + self.parts_found,
+            parts_total=self.parts_total,
+            rows=counts["rows"],
+            requests_done=done,
+            requests_total=self.requests_total,
+            in_flight=sum(state["in_flight"] for state in self._workers.values()),
+            requests_per_s=rate,
+            input_tokens=counts["input_tokens"],
+            output_tokens=counts["output_tokens"],
+            errors=counts["errors"],
+            seconds=now - self.started,
+            seconds_left=self._seconds_left(done, rate),
+            note=notes[0] if notes else "",
+        )
+
+    def _seconds_left(self, done: int, rate: float) -> float | None:
+        if self.requests_total is None or rate <= 0:
+            return None
+        return max(0.0, (self.requests_total - done) / rate)
