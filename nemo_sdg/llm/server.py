@@ -46,6 +46,8 @@ class ApiServer:
         refused_fields: further fields that are answered with 400 (`seed`, `max_tokens`, ...).
         has_tokenize: offer vLLM's `/tokenize`, counting words and punctuation.
         dimensions: length of an embedding where the call names none.
+        host: address to listen on.
+        port: 0 for any free one.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class ApiServer:
         refused_fields: Sequence[str] = (),
         has_tokenize: bool = True,
         dimensions: int = 64,
+        host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.models = dict(models)
         self.dialect = DIALECTS[kind]
         self.dimensions = dimensions
-        self.host, self.port = "", 0
+        self.host, self.port = host, port
         self._api_key = api_key
         self._refused_fields = frozenset(refused_fields)
         self._thread: threading.Thread | None = None
@@ -189,7 +193,7 @@ class ApiServer:
 
         def run() -> None:
             try:
-                asyncio.run(self._serve("127.0.0.1", self.port, lambda _: ready.set()))
+                asyncio.run(self._serve(self.host, self.port, lambda _: ready.set()))
             except OSError as error:
                 failure.append(error)
             finally:
@@ -209,15 +213,16 @@ class ApiServer:
 
     def serve_forever(
         self,
-        host: str = "127.0.0.1",
-        port: int = 0,
+        host: str | None = None,
+        port: int | None = None,
         on_ready: Callable[[str], None] = lambda url: None,
     ) -> None:
         """Serve in the foreground until SIGTERM, Ctrl-C or `stop()`; raise OSError if it cannot.
 
-        `on_ready` gets the URL once the port is open.
+        `on_ready` gets the URL once the port is open. Host and port replace those given before.
         """
-        asyncio.run(self._serve(host, port, on_ready))
+        host = self.host if host is None else host
+        asyncio.run(self._serve(host, self.port if port is None else port, on_ready))
 
     def stop(self) -> None:
         """End the server from any thread; calls that are under way are cut off."""

@@ -238,7 +238,6 @@ def test_key_and_model_are_checked_and_the_key_is_not_logged() -> None:
 # Kinds of servers -------------------------------------------------------------------------
 
 
-@pytest.mark.row("M1")
 @pytest.mark.parametrize(
     ("kind", "field", "status", "message_at"),
     [
@@ -331,7 +330,6 @@ STATUS_FAULTS = {
 }
 
 
-@pytest.mark.row("F3")
 @pytest.mark.parametrize("kind", BODY_FAULTS)
 def test_faults_in_the_answer(kind: Any) -> None:
     with ScriptedEndpoint(faults=[Fault(kind=kind)]) as endpoint:
