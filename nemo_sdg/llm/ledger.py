@@ -15,9 +15,11 @@ loses it); the loss of a node costs at most what came after the last `sync`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,9 +56,40 @@ def split_samples(body: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     if len(choices) < count:
         raise MalformedReply(f"{count} samples were asked for, the reply holds {len(choices)}")
     rest = {k: v for k, v in body.items() if k not in ("choices", "usage")}
-    samples = [rest | {"choices": [choice]} for choice in choices[:count]]
+    in_order = sorted(choices, key=lambda choice: choice.get("index") or 0)
+    samples = [rest | {"choices": [choice]} for choice in in_order[:count]]
     samples[0]["usage"] = body.get("usage")
     return samples
+
+
+def entries_of(
+    keys: Sequence[str],
+    body: Mapping[str, Any],
+    *,
+    model: str,
+    endpoint: str,
+    attempts: int,
+    latency_s: float,
+) -> list[bytes]:
+    """Check a reply and return its lines, one for each key.
+
+    Raises:
+        MalformedReply: the reply is not what the protocol says, or lacks samples.
+    """
+    read_body(body)
+    try:
+        Usage.from_body(body.get("usage"))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise MalformedReply(f"the usage of the reply cannot be read: {error!r}") from None
+    meta = {
+        "model": model,
+        "endpoint": endpoint,
+        "attempts": attempts,
+        "latency_s": round(latency_s, 6),
+        "at": round(time.time(), 3),
+    }
+    samples = split_samples(body, len(keys))
+    return [entry(key, meta, sample) for key, sample in zip(keys, samples, strict=True)]
 
 
 def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:
@@ -98,11 +131,16 @@ class Ledger:
         self._ends: dict[Path, int] = {}
         self._out: int | None = None
         self._dirty = False
-        if writer:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.refresh()
-        if writer:
-            self._open_for_writing()
+        try:
+            if writer:
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.refresh()
+            if writer:
+                self._open_for_writing()
+        except OSError as error:
+            raise RunFolderError(
+                f"the ledger cannot be opened: {error.strerror}: {self.folder}"
+            ) from None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -121,8 +159,9 @@ class Ledger:
             handle = self._handles[number] = os.open(self._files[number], os.O_RDONLY)
         line = os.pread(handle, length, offset)
         try:
-            orjson.loads(line)
-        except orjson.JSONDecodeError:  # damaged on disk: as if it had never been filed
+            read_body(orjson.loads(line)["r"])
+        except (orjson.JSONDecodeError, KeyError, MalformedReply):
+            # Damaged on disk: as if it had never been filed.
             del self._index[bytes.fromhex(key)]
             return None
         return line
@@ -155,11 +194,9 @@ class Ledger:
         for path in sorted(self.folder.glob("*.jsonl")):
             if self._out is not None and path == self._files[self._own]:
                 continue
-            if path not in self._ends:
-                self._files.append(path)
-                self._ends[path] = 0
-            if path.stat().st_size > self._ends[path]:
-                self._scan(path)
+            with contextlib.suppress(FileNotFoundError):  # a writer without entries took it away
+                if path.stat().st_size > self._ends.get(path, 0):
+                    self._scan(path)
 
     def entries(self) -> Iterator[bytes]:
         """Yield every entry once."""
@@ -171,7 +208,13 @@ class Ledger:
         """Force what was filed to the disk; a blocking call, cheap when nothing is new."""
         if self._out is not None and self._dirty:
             self._dirty = False
-            os.fdatasync(self._out)
+            try:
+                os.fdatasync(self._out)
+            except OSError as error:
+                raise LedgerFull(
+                    f"the disk takes no more answers ({error.strerror}) in {self.folder}; make "
+                    "room and run the same command again"
+                ) from None
 
     def close(self) -> None:
         """Sync and let go of all files. An own file without an entry is removed."""
@@ -197,9 +240,11 @@ class Ledger:
         self._ends[path] = len(header)
 
     def _scan(self, path: Path) -> None:
-        number = self._files.index(path)
-        offset = self._ends[path]
         with path.open("rb", buffering=_SCAN_BYTES) as file:
+            if path not in self._ends:
+                self._files.append(path)
+                self._ends[path] = 0
+            number, offset = self._files.index(path), self._ends[path]
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):

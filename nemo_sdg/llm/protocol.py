@@ -25,7 +25,16 @@ from nemo_sdg.errors import (
 PATHS = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
 
 _DETAIL_CHARACTERS = 300
-_CONTEXT_WORDS = ("context length", "context_length", "context window", "maximum input length")
+_CONTEXT_WORDS = (
+    "context length",
+    "context_length",
+    "context window",
+    "maximum input length",
+    "maximum model length",
+    "max_model_len",
+    "`inputs` tokens + `max_new_tokens`",  # TGI
+    "`inputs` must have less than",
+)
 _BY_STATUS: Mapping[int, type[RequestError]] = {
     401: Unauthorized,
     403: Unauthorized,
@@ -65,18 +74,32 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
         return None
 
 
-def decode(body: bytes) -> dict[str, Any]:
-    """Decode a reply's JSON object; raise `MalformedReply` where it is none."""
+def decode_any(body: bytes) -> Any:
+    """Decode JSON; raise `MalformedReply` where it is none."""
     try:
-        value = orjson.loads(body)
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise MalformedReply(f"the reply is no JSON ({error}); {len(body)} bytes") from None
+
+
+def decode(body: bytes) -> dict[str, Any]:
+    """Decode a reply's JSON object; raise `MalformedReply` where it is none."""
+    value = decode_any(body)
     if not isinstance(value, dict):
         raise MalformedReply(f"the reply is a JSON {type(value).__name__}, not an object")
     if value.get("error") and "choices" not in value and "data" not in value:
         message, _ = _error_text(body)
         raise ServerFailure(f"HTTP 200 with an error: {message}", status=200)
     return value
+
+
+def decode_reply(headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    """Decode a reply that has come as a whole, be it one object or a stream of events."""
+    if not (headers.get("Content-Type") or "").startswith("text/event-stream"):
+        return decode(body)
+    reader = StreamReader()
+    reader.feed(body)
+    return reader.body()
 
 
 class StreamReader:
@@ -99,12 +122,16 @@ class StreamReader:
             if payload == b"[DONE]":
                 self.is_done = True
             elif payload:
-                self._take(decode(payload))
+                chunk = decode(payload)
+                try:
+                    self._take(chunk)
+                except (AttributeError, TypeError, ValueError) as error:
+                    raise MalformedReply(f"an event cannot be read: {error!r}") from None
 
     def body(self) -> dict[str, Any]:
         """Return the whole reply; raise `ConnectionFailed` when the stream broke off."""
         ended = [c["finish_reason"] for c in self._choices.values()]
-        if not self._choices or (not self.is_done and not all(ended)):
+        if not self.is_done and not (ended and all(ended)):
             raise ConnectionFailed("the stream broke off before the answer was complete")
         choices = [self._choices[i] for i in sorted(self._choices)]
         body = self._head | {"choices": choices}
@@ -129,8 +156,9 @@ class StreamReader:
             for call in delta.get("tool_calls") or ():
                 _merge_call(message.setdefault("tool_calls", []), call)
             choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
-            if (logprobs := part.get("logprobs")) and (new := logprobs.get("content")):
-                choice.setdefault("logprobs", {"content": []})["content"].extend(new)
+            for name, new in (part.get("logprobs") or {}).items():
+                if new is not None:
+                    choice.setdefault("logprobs", {}).setdefault(name, []).extend(new)
 
 
 def _merge_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:

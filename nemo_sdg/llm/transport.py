@@ -17,7 +17,16 @@ import httpx
 
 from nemo_sdg.errors import ConnectionFailed, RequestError, RequestTimeout
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.protocol import PATHS, StreamReader, decode, error_for
+from nemo_sdg.llm.protocol import (
+    PATHS,
+    StreamReader,
+    decode,
+    decode_any,
+    decode_reply,
+    error_for,
+)
+
+_END_S = 1.0
 
 
 class AsyncTransport:
@@ -59,20 +68,41 @@ class AsyncTransport:
                 data = await self._read(response)
                 if response.status == 200:
                     return decode(data)
-                raise error_for(response.status, response.headers, data)
+                raise error_for(response.status, response.headers, self._clean(data))
         except TimeoutError as error:
             raise RequestTimeout(_which_timeout(error, t.first_byte_s, t.total_s)) from None
         except (aiohttp.ClientError, OSError) as error:
             raise ConnectionFailed(self.endpoint.scrub(_words(error))) from None
-        except RequestError as error:
-            raise self._scrubbed(error) from None
+        except RequestError as error:  # an error told in a body with status 200
+            raise _scrubbed(self.endpoint, error) from None
+
+    async def call(self, method: str, url: str, body: bytes | None = None) -> Any:
+        """Call any address of the server, such as its list of models; return the decoded JSON.
+
+        Raises:
+            RequestError: as `send`.
+        """
+        t = self.endpoint.timeouts
+        try:
+            async with (
+                asyncio.timeout(t.first_byte_s),
+                self._pool().request(method, url, data=body, allow_redirects=False) as response,
+            ):
+                data = await response.read()
+                if response.status != 200:
+                    raise error_for(response.status, response.headers, self._clean(data))
+                return decode_any(data)
+        except TimeoutError as error:
+            raise RequestTimeout(_which_timeout(error, t.first_byte_s, t.total_s)) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConnectionFailed(self.endpoint.scrub(_words(error))) from None
 
     async def probe(self) -> bool:
         """Tell whether anything answers at the address, with a request that costs nothing."""
         try:
             async with (
                 asyncio.timeout(self.endpoint.timeouts.connect_s),
-                self._pool().get(self.endpoint.url + "/models") as response,
+                self._pool().get(self.endpoint.url + "/models", allow_redirects=False) as response,
             ):
                 return response.status < 500
         except (TimeoutError, aiohttp.ClientError, OSError):
@@ -114,20 +144,23 @@ class AsyncTransport:
         if "json" in response.headers.get("Content-Type", ""):
             return decode(await self._read(response))  # a server that does not stream
         reader = StreamReader()
-        while not reader.is_done:
-            async with asyncio.timeout(self.endpoint.timeouts.between_bytes_s):
-                part = await response.content.readany()
-            if not part:
-                break
-            reader.feed(part)
+        try:
+            while True:
+                # After the end mark only the end of the body is due; with it the connection is
+                # free for the next request.
+                limit_s = _END_S if reader.is_done else self.endpoint.timeouts.between_bytes_s
+                async with asyncio.timeout(limit_s):
+                    part = await response.content.readany()
+                if not part:
+                    break
+                reader.feed(part)
+        except TimeoutError:
+            if not reader.is_done:
+                raise
         return reader.body()
 
-    def _scrubbed(self, error: RequestError) -> RequestError:
-        return type(error)(
-            self.endpoint.scrub(error.detail),
-            status=error.status,
-            retry_after_s=error.retry_after_s,
-        )
+    def _clean(self, data: bytes) -> bytes:
+        return _cleaned(self.endpoint, data)
 
 
 class BlockingTransport:
@@ -149,33 +182,41 @@ class BlockingTransport:
 
     def send(self, kind: str, body: bytes) -> dict[str, Any]:
         """Post a request and return the decoded reply; see `AsyncTransport.send`."""
-        return self.call("POST", PATHS[kind], body)
-
-    def call(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
-        """Call any path below the endpoint's address and return the decoded JSON object."""
+        response = self._answer("POST", self.endpoint.url + PATHS[kind], body)
         try:
-            response = self._http.request(method, self.endpoint.url + path, content=body)
-            if response.status_code != 200:
-                raise error_for(response.status_code, response.headers, response.content)
-            if response.headers.get("Content-Type", "").startswith("text/event-stream"):
-                reader = StreamReader()
-                reader.feed(response.content)
-                return reader.body()
-            return decode(response.content)
+            return decode_reply(response.headers, response.content)
+        except RequestError as error:
+            raise _scrubbed(self.endpoint, error) from None
+
+    def call(self, method: str, url: str, body: bytes | None = None) -> Any:
+        """Call any address of the server; see `AsyncTransport.call`."""
+        return decode_any(self._answer(method, url, body).content)
+
+    def _answer(self, method: str, url: str, body: bytes | None) -> httpx.Response:
+        try:
+            response = self._http.request(method, url, content=body)
         except httpx.TimeoutException as error:
             raise RequestTimeout(_words(error)) from None
         except httpx.HTTPError as error:
             raise ConnectionFailed(self.endpoint.scrub(_words(error))) from None
-        except RequestError as error:
-            raise type(error)(
-                self.endpoint.scrub(error.detail),
-                status=error.status,
-                retry_after_s=error.retry_after_s,
-            ) from None
+        if response.status_code != 200:
+            data = _cleaned(self.endpoint, response.content)
+            raise error_for(response.status_code, response.headers, data)
+        return response
 
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
+
+
+def _scrubbed(endpoint: Endpoint, error: RequestError) -> RequestError:
+    detail = endpoint.scrub(error.detail)
+    return type(error)(detail, status=error.status, retry_after_s=error.retry_after_s)
+
+
+def _cleaned(endpoint: Endpoint, data: bytes) -> bytes:
+    # Before the text is cut to length: half a key would not be recognised.
+    return endpoint.scrub(data.decode("utf-8", "replace")).encode()
 
 
 def _words(error: BaseException) -> str:

@@ -1,0 +1,403 @@
+"""Ask a model from a script or a notebook: one request, one flow, some embeddings.
+
+    with Client(Endpoint(url="http://localhost:8000/v1", model="llama")) as client:
+        reply = client.complete(Request(messages=chat(None, "What is Dask?")))
+
+    async with AsyncClient("http://localhost:8000/v1", ledger="answers") as client:
+        replies = await asyncio.gather(*(client.complete(r) for r in requests))
+
+Both answer from the ledger what was paid for already, file an answer before they return it, and
+ask again as `RetryPolicy` says. Instead of an `Endpoint` both take the address alone, or a client
+object of the `openai` package, whose key, headers and proxy then hold. For whole frames use the
+stages: they share one engine a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from nemo_sdg.errors import (
+    BadRequest,
+    ConfigurationError,
+    RequestError,
+)
+from nemo_sdg.llm import sdk
+from nemo_sdg.llm.drive import Flow, Stamp, run_flow, run_flow_async
+from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.ledger import Ledger, entries_of, read_reply
+from nemo_sdg.llm.offers import (
+    ServedModel,
+    embedding_requests,
+    has_no_route,
+    only_model,
+    read_count,
+    read_models,
+    tokenize_bodies,
+    vectors_of,
+)
+from nemo_sdg.llm.request import Reply, Request
+from nemo_sdg.llm.retry import RetryPolicy, Tries
+from nemo_sdg.llm.transport import AsyncTransport, BlockingTransport
+
+if TYPE_CHECKING:
+    import openai
+
+_RETRY = RetryPolicy()
+
+
+class _Carrier(Protocol):
+    def send(self, kind: str, body: bytes) -> dict[str, Any]: ...
+    def call(self, method: str, url: str, body: bytes | None = None) -> Any: ...
+    def close(self) -> None: ...
+
+
+class _AsyncCarrier(Protocol):
+    async def send(self, kind: str, body: bytes) -> dict[str, Any]: ...
+    async def call(self, method: str, url: str, body: bytes | None = None) -> Any: ...
+    async def close(self) -> None: ...
+
+
+class _Base:
+    """What both clients share: everything but the waiting."""
+
+    def __init__(self, endpoint: Endpoint, ledger: str | Path | None, retry: RetryPolicy) -> None:
+        self.endpoint = endpoint
+        self.retry = retry
+        self._model = endpoint.model
+        self._ledger = Ledger(ledger, writer=True) if ledger is not None else None
+        self._ledger_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.endpoint.url!r}, model={self._model!r})"
+
+    def _filed(self, request: Request) -> Reply | None:
+        if self._ledger is None:
+            return None
+        keys = request.keys()
+        with self._ledger_lock:
+            found = [self._ledger.get(key) for key in keys]
+        lines = [line for line in found if line is not None]
+        return read_reply(lines, was_filed=True) if len(lines) == len(found) else None
+
+    def _body(self, request: Request) -> bytes:
+        dialect = self.endpoint.dialect
+        return request.body(
+            max_tokens_field=dialect.max_tokens_field,
+            unsupported=dialect.unsupported,
+            stream=self.endpoint.stream,
+        )
+
+    def _tries(self) -> Tries:
+        return Tries(self.retry, patience_s=self.endpoint.timeouts.total_s)
+
+    def _answered(
+        self, request: Request, body: dict[str, Any], tries: Tries, latency_s: float
+    ) -> Reply:
+        lines = entries_of(
+            request.keys(),
+            body,
+            model=request.model,
+            endpoint=self.endpoint.url,
+            attempts=tries.failed + 1,
+            latency_s=latency_s,
+        )
+        if self._ledger is not None:
+            with self._ledger_lock:
+                for line in lines:
+                    self._ledger.put(line)
+        return read_reply(lines, was_filed=False)
+
+    def _close_ledger(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+
+    @property
+    def _models_url(self) -> str:
+        return self.endpoint.url + "/models"
+
+    @property
+    def _tokenize_url(self) -> str:
+        return self.endpoint.url.removesuffix("/v1") + "/tokenize"
+
+
+class Client(_Base):
+    """Asks and waits. Safe for threads.
+
+    Args:
+        endpoint: an `Endpoint`, an address, or an `openai.OpenAI` object.
+        model: asked where the request and the endpoint name none; where nothing names one, the
+            endpoint's only model.
+        ledger: folder of paid answers, made if missing; None: answers are not kept.
+        retry: when a failed request is sent again.
+
+    Raises:
+        CredentialError: the key that the endpoint names is not set.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint | str | openai.OpenAI,
+        *,
+        model: str = "",
+        ledger: str | Path | None = None,
+        retry: RetryPolicy = _RETRY,
+    ) -> None:
+        if sdk.is_async_sdk(endpoint):
+            raise ConfigurationError("an openai.AsyncOpenAI object goes with AsyncClient")
+        known = _endpoint_of(endpoint, model)
+        self._carrier: _Carrier = (
+            sdk.SdkTransport(endpoint)  # type: ignore[arg-type]  # narrowed by is_blocking_sdk
+            if sdk.is_blocking_sdk(endpoint)
+            else BlockingTransport(known)
+        )
+        super().__init__(known, ledger, retry)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections and the ledger."""
+        self._carrier.close()
+        self._close_ledger()
+
+    def complete(self, request: Request) -> Reply:
+        """Ask once and return the answer, from the ledger where it is filed.
+
+        Sends up to `retry.max_tries` requests, and more where the endpoint asks for patience.
+
+        Raises:
+            RequestError: no usable answer came.
+            EndpointError: no model is named and the endpoint has several.
+        """
+        request = self._with_model(request)
+        if (filed := self._filed(request)) is not None:
+            return filed
+        sent, tries = self._body(request), self._tries()
+        while True:
+            started = time.perf_counter()
+            try:
+                body = self._carrier.send(request.kind, sent)
+                return self._answered(request, body, tries, time.perf_counter() - started)
+            except RequestError as error:
+                wait_s = tries.wait_s(error, time.monotonic(), random.random())
+            time.sleep(wait_s)
+
+    def run(self, flow: Flow, *, row: tuple[int | str, ...]) -> Any:
+        """Run a flow to its end and return its value; `row` decides the seeds of its requests.
+
+        Raises:
+            RowError: the flow's failure.
+        """
+        return run_flow(flow, self.complete, Stamp(self._resolved_model(), row))
+
+    def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
+        """Return one vector for each text, in order; one request per 128 texts."""
+        replies = [self.complete(request) for request in embedding_requests(texts)]
+        return vectors_of(replies, len(texts))
+
+    def models(self) -> list[ServedModel]:
+        """Return the models that the endpoint offers."""
+        return read_models(self._carrier.call("GET", self._models_url))
+
+    def tokenize_counts(self, texts: Sequence[str]) -> list[int] | None:
+        """Return the tokens of each text as the server counts them, without begin and end marks.
+
+        One request a text. None where the server has no tokenize route (vLLM and TGI have one).
+        """
+        model, counts = self._resolved_model(), []
+        for text in texts:
+            count = None
+            for body in tokenize_bodies(text, model):
+                try:
+                    answer = self._carrier.call("POST", self._tokenize_url, body)
+                except BadRequest as error:
+                    if has_no_route(error):
+                        return None
+                else:
+                    count = read_count(answer)
+                    break
+            if count is None:
+                return None
+            counts.append(count)
+        return counts
+
+    def _with_model(self, request: Request) -> Request:
+        return request if request.model else replace(request, model=self._resolved_model())
+
+    def _resolved_model(self) -> str:
+        self._model = self._model or only_model(self.models(), self.endpoint)
+        return self._model
+
+
+class AsyncClient(_Base):
+    """Asks without blocking, at most `endpoint.limit` requests at a time.
+
+    A request that waits to be sent again holds no slot. Works in any number of event loops, one
+    after the other too: each has its own connections, closed when the loop ends.
+
+    Args:
+        endpoint: an `Endpoint`, an address, or an `openai.AsyncOpenAI` object.
+        model: as in `Client`.
+        ledger: as in `Client`.
+        retry: as in `Client`.
+
+    Raises:
+        CredentialError: the key that the endpoint names is not set.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint | str | openai.AsyncOpenAI,
+        *,
+        model: str = "",
+        ledger: str | Path | None = None,
+        retry: RetryPolicy = _RETRY,
+    ) -> None:
+        if sdk.is_blocking_sdk(endpoint):
+            raise ConfigurationError("an openai.OpenAI object goes with Client")
+        known = _endpoint_of(endpoint, model)
+        known.request_headers()  # a key that is missing is told now, not at the first request
+        self._sdk: Any = endpoint if sdk.is_async_sdk(endpoint) else None
+        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
+        super().__init__(known, ledger, retry)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections of this event loop, and the ledger."""
+        line = self._lines.get(asyncio.get_running_loop())
+        if line is not None:
+            await line.lifetime.aclose()
+        self._close_ledger()
+
+    async def complete(self, request: Request) -> Reply:
+        """Ask and return the answer, from the ledger where it is filed; as `Client.complete`."""
+        request = await self._with_model(request)
+        if (filed := self._filed(request)) is not None:
+            return filed
+        line = await self._line()
+        sent, tries = self._body(request), self._tries()
+        while True:
+            try:
+                async with line.slots:
+                    started = time.perf_counter()
+                    body = await line.carrier.send(request.kind, sent)
+                return self._answered(request, body, tries, time.perf_counter() - started)
+            except RequestError as error:
+                wait_s = tries.wait_s(error, time.monotonic(), random.random())
+            await asyncio.sleep(wait_s)
+
+    async def run(self, flow: Flow, *, row: tuple[int | str, ...]) -> Any:
+        """Run a flow to its end and return its value; as `Client.run`, lists at the same time."""
+        stamp = Stamp(await self._resolved_model(), row)
+        return await run_flow_async(flow, self.complete, stamp)
+
+    async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
+        """Return one vector for each text, in order; one request per 128 texts."""
+        replies = await asyncio.gather(*map(self.complete, embedding_requests(texts)))
+        return vectors_of(replies, len(texts))
+
+    async def models(self) -> list[ServedModel]:
+        """Return the models that the endpoint offers."""
+        line = await self._line()
+        return read_models(await line.carrier.call("GET", self._models_url))
+
+    async def tokenize_counts(self, texts: Sequence[str]) -> list[int] | None:
+        """Return the tokens of each text as the server counts them; as `Client`'s."""
+        line, model = await self._line(), await self._resolved_model()
+
+        async def count(text: str) -> int | None:
+            for body in tokenize_bodies(text, model):
+                try:
+                    async with line.slots:
+                        answer = await line.carrier.call("POST", self._tokenize_url, body)
+                except BadRequest as error:
+                    if has_no_route(error):
+                        return None
+                else:
+                    return read_count(answer)
+            return None
+
+        counts = await asyncio.gather(*map(count, texts))
+        known = [c for c in counts if c is not None]
+        return known if len(known) == len(counts) else None
+
+    async def _with_model(self, request: Request) -> Request:
+        return request if request.model else replace(request, model=await self._resolved_model())
+
+    async def _resolved_model(self) -> str:
+        self._model = self._model or only_model(await self.models(), self.endpoint)
+        return self._model
+
+    async def _line(self) -> _Line:
+        loop = asyncio.get_running_loop()
+        if loop not in self._lines:
+            carrier: _AsyncCarrier = (
+                AsyncTransport(self.endpoint)
+                if self._sdk is None
+                else sdk.AsyncSdkTransport(self._sdk)
+            )
+            line = _Line(
+                carrier, asyncio.Semaphore(self.endpoint.limit), self._lifetime(loop, carrier)
+            )
+            self._lines[loop] = line
+            await anext(line.lifetime)
+        return self._lines[loop]
+
+    async def _lifetime(
+        self, loop: asyncio.AbstractEventLoop, carrier: _AsyncCarrier
+    ) -> AsyncGenerator[None]:
+        # A loop closes the generators that it has begun before it ends: the one moment at which
+        # connections can be closed inside the loop they belong to.
+        try:
+            yield
+        finally:
+            self._lines.pop(loop, None)
+            await carrier.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What belongs to one event loop."""
+
+    carrier: _AsyncCarrier
+    slots: asyncio.Semaphore
+    lifetime: AsyncGenerator[None]
+
+
+def _endpoint_of(endpoint: Any, model: str) -> Endpoint:
+    if sdk.is_blocking_sdk(endpoint) or sdk.is_async_sdk(endpoint):
+        return sdk.endpoint_of(endpoint, model)
+    if isinstance(endpoint, str):
+        return Endpoint(url=endpoint, model=model)
+    if not isinstance(endpoint, Endpoint):
+        raise ConfigurationError(
+            "an endpoint is an Endpoint, an address, or a client object of the openai package, "
+            f"not {type(endpoint).__name__}"
+        )
+    return endpoint.replace(model=model) if model else endpoint
