@@ -36,6 +36,7 @@ from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
 _COLUMN_DTYPES = {"int64": "Int64", "bool": "boolean"}  # a row that failed has a null
 _NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop")
+_WHOLE = ("top_k", "max_output_tokens", "logprobs")  # pandas makes floats of integers with gaps
 
 
 class NoInput(RowError):
@@ -227,7 +228,10 @@ class Generate(Stage):
     def _values(self, frame: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Yield for every row the prompt's values and the sampling from columns."""
         inputs = {name: to_values(frame[column]) for name, column in self.inputs.items()}
-        chosen = {name: to_values(frame[column]) for name, column in self.from_columns.items()}
+        chosen = {
+            name: to_values(frame[column].astype("Int64") if name in _WHOLE else frame[column])
+            for name, column in self.from_columns.items()
+        }
         for i in range(len(frame)):
             yield {k: v[i] for k, v in inputs.items()}, {k: v[i] for k, v in chosen.items()}
 

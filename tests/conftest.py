@@ -1,0 +1,91 @@
+"""What several test files share: endpoints, the bundled tokenizer, the example articles.
+
+Engines are child processes that outlive a test on purpose; they are closed when its module ends.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ARTICLES = ROOT / "examples" / "data" / "articles-en.jsonl"
+
+
+@pytest.fixture(scope="session")
+def bundled_tokenizer() -> Any:
+    """The small tokenizer that is shipped with the package."""
+    from nemo_sdg.text.tokens import load_tokenizer
+
+    return load_tokenizer("bundled")
+
+
+@pytest.fixture(scope="session")
+def offline_endpoint() -> Iterator[Any]:
+    """The built-in endpoint, with the rule of every registered task."""
+    from nemo_sdg.llm.endpoint import Endpoint
+    from nemo_sdg.llm.offline import OFFLINE_MODEL, Rule, serve_offline
+    from nemo_sdg.tasks.registry import all_tasks
+
+    rules = [
+        Rule(name=name, pattern=task.template.pattern(), answer=task.offline)
+        for name, task in all_tasks().items()
+        if getattr(task, "offline", None) is not None
+    ]
+    with serve_offline(rules) as server:
+        yield Endpoint(url=server.url, model=OFFLINE_MODEL, concurrency=16)
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[Callable[..., Any]]:
+    """Start scripted endpoints: `scripted(rules=..., faults=...)`; they end with the module."""
+    from nemo_sdg.llm.scripted import ScriptedEndpoint
+
+    with ExitStack() as running:
+        yield lambda **options: running.enter_context(ScriptedEndpoint(**options))
+
+
+@pytest.fixture(scope="session")
+def articles() -> Any:
+    """The English example articles, one row each: id, title, language, text, bucketed_results."""
+    import pandas as pd
+
+    return pd.read_json(ARTICLES, lines=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _engines_end() -> Iterator[None]:
+    yield
+    worker = sys.modules.get("nemo_sdg.llm.worker")
+    if worker is not None:
+        worker.close_engines()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """List what was skipped and why, below everything else."""
+    yield
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None:
+        return
+    skipped = terminal.stats.get("skipped", [])
+    if skipped:
+        terminal.write_line(f"skipped ({len(skipped)}):")
+        for report in sorted(skipped, key=lambda report: report.nodeid):
+            terminal.write_line(f"  {report.nodeid}: {_reason(report)}")
+    left_out = terminal.stats.get("deselected", [])
+    if left_out:
+        marks = session.config.getoption("markexpr")
+        terminal.write_line(f"left out by -m {marks!r} ({len(left_out)}):")
+        for item in left_out:
+            terminal.write_line(f"  {item.nodeid}")
+
+
+def _reason(report: Any) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return str(reason).removeprefix("Skipped: ")
