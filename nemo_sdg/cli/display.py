@@ -1,0 +1,238 @@
+"""What a run shows: progress while it works, a table at its end.
+
+In a terminal one line is kept up to date; elsewhere (a file, a pipe, a notebook) a plain line comes
+every few seconds. Progress goes to standard error, results to standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from nemo_sdg.pipelines.progress import Progress
+    from nemo_sdg.pipelines.run import RunResult
+
+PLAIN_LINE_EVERY_S = 5.0
+_DOCUMENT_ENDS = ("complete", "partial", "empty", "filtered")
+_SAMPLE_CHARACTERS = 240
+_PLAIN_WIDTH = 160
+
+
+class Display:
+    """Shows the progress of a run; an `Observer`.
+
+    Args:
+        agrees: agree to large runs without asking.
+        console: where to; by default standard error.
+    """
+
+    def __init__(self, *, agrees: bool = False, console: Console | None = None) -> None:
+        self._agrees = agrees
+        self._console = console or Console(stderr=True, highlight=False)
+        self._is_live = self._console.is_terminal and not self._console.is_jupyter
+        self._live: Live | None = None
+        self._told_s = float("-inf")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def announce(self, line: str) -> None:
+        """Say what is about to be asked."""
+        self._write(line)
+
+    def note(self, text: str) -> None:
+        """Say something worth knowing."""
+        self._write(f"note: {text}")
+
+    def confirm(self, question: str) -> bool:
+        """Ask in a terminal; where nobody can answer, go on."""
+        if self._agrees or not (sys.stdin and sys.stdin.isatty()):
+            return True
+        self._stop()
+        return click.confirm(question, default=False, err=True)
+
+    def progress(self, state: Progress) -> None:
+        """Show the state: at once in a terminal, else every few seconds and at the end."""
+        if self._is_live:
+            if self._live is None:
+                self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+                self._live.start()
+            self._live.update(_bar(state, self._console.width))
+            return
+        now = time.monotonic()
+        is_end = state.parts_done == state.parts_total
+        if is_end or now - self._told_s >= PLAIN_LINE_EVERY_S:
+            self._told_s = now
+            self._write(progress_line(state))
+
+    def _write(self, text: str) -> None:
+        # `Text`: square brackets in what is shown are no markup.
+        self._console.print(Text(text), soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def progress_line(state: Progress) -> str:
+    """Put a state into one line."""
+    total = "" if state.requests_total is None else f"/{state.requests_total:,}"
+    parts = [
+        f"{state.rows:,} rows",
+        f"{state.requests_done:,}{total} requests",
+        f"{state.requests_per_s:,.1f}/s",
+        f"{state.input_tokens:,} tokens in, {state.output_tokens:,} out",
+        f"{state.errors:,} errors",
+        f"{state.in_flight:,} in flight",
+        _duration(state.seconds),
+    ]
+    if state.seconds_left is not None and state.parts_done < state.parts_total:
+        parts.append(f"{_duration(state.seconds_left)} left")
+    if state.note:
+        parts.append(state.note)
+    return " | ".join(parts)
+
+
+def _bar(state: Progress, width: int) -> Text:
+    if state.requests_total:
+        share = min(1.0, state.requests_done / state.requests_total)
+    else:
+        share = state.parts_done / max(1, state.parts_total)
+    room = max(10, min(40, width // 4))
+    full = round(share * room)
+    bar = Text("█" * full, style="green").append("░" * (room - full), style="dim")
+    return bar.append(f" {share:4.0%}  ").append(progress_line(state), style="default")
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# --- at the end -----------------------------------------------------------------------------------
+
+
+def show_result(result: RunResult, console: Console | None = None) -> None:
+    """Show the table by task, three rows, and where the output is."""
+    console = console or _out()
+    console.print(result_table(result))
+    for row in result.samples[:3]:
+        console.print()
+        _show_row(console, row)
+    console.print()
+    lines = [f"{task}: {folder}" for task, folder in result.data_folders.items()]
+    cost = "unknown (no price given)" if result.cost is None else f"{result.cost:,.4f}"
+    lines += [f"cost: {cost}", f"run folder: {result.folder}"]
+    if result.was_complete_before:
+        lines.append("complete: everything was done before, nothing was asked")
+    else:
+        lines.append(f"complete after {_duration(result.seconds)}")
+    if result.exit_code == 4:
+        lines.append(
+            "more than 5 % of the segments of a task have no answer: the reasons stand in "
+            f"{result.folder / 'dead_letters'}"
+        )
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def result_table(result: RunResult) -> Table:
+    """Return the counts of every task as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("task", no_wrap=True)
+    for name in ("documents", "segments", "requests", "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("dropped")
+    table.add_column("dead")
+    for name in ("tokens in", "tokens out", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for task, counts in result.counts.items():
+        numbers = [
+            sum(counts.get(f"documents.{end}", 0) for end in _DOCUMENT_ENDS),
+            *(counts.get(name, 0) for name in ("segments", "requests", "kept")),
+        ]
+        seconds = result.task_seconds.get(task)
+        table.add_row(
+            Text(task),
+            *(f"{number:,}" for number in numbers),
+            Text(_dropped(counts)),
+            Text(_reasons(_under(counts, "dead.")) or "0"),
+            f"{counts.get('input_tokens', 0):,}",
+            f"{counts.get('output_tokens', 0):,}",
+            "" if seconds is None else f"{seconds:,.1f}",
+        )
+    return table
+
+
+def _under(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix) and n}
+
+
+def _dropped(counts: Mapping[str, int]) -> str:
+    documents = _reasons(_under(counts, "documents.filtered."))
+    segments = _reasons(_under(counts, "filtered."))
+    told = (f"documents: {documents}" if documents else "", segments)
+    return "; ".join(filter(None, told)) or "0"
+
+
+def _reasons(numbers: Mapping[str, int]) -> str:
+    if not numbers:
+        return ""
+    most = sorted(numbers.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {n:,}" for name, n in most)
+
+
+def show_preview(rows: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Show answers beside their sources."""
+    console = console or _out()
+    if not rows:
+        console.print("no rows: nothing in the input is long enough for these tasks")
+    for number, row in enumerate(rows):
+        if number:
+            console.print()
+        _show_row(console, row)
+
+
+def _show_row(console: Console, row: Mapping[str, Any]) -> None:
+    for name, value in row.items():
+        is_null = value is None or value != value  # NaN
+        if is_null or name.endswith("_call"):  # keys of answers: nothing to read
+            continue
+        line = Text(f"{name}: ", style="bold").append(shortened(value), style="not bold")
+        console.print(line, soft_wrap=not console.is_terminal)
+
+
+def shortened(value: Any, most: int = _SAMPLE_CHARACTERS) -> str:
+    """Return a value as one line of at most `most` characters, control characters escaped."""
+    text = value if isinstance(value, str) else str(value)
+    text = text[: 4 * most].replace("\n", " ⏎ ")
+    # What could move the cursor or colour a terminal is shown, not done.
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _out() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)

@@ -1,0 +1,399 @@
+"""A recipe: everything a run is made of, checked before anything happens.
+
+    recipe = load_recipe("summary.yaml", endpoint="offline")
+    recipe = Recipe(tasks=["distill"], input="articles.jsonl", endpoint="offline")
+
+A field is of one of three kinds (DESIGN 7), marked in the schema: `identity` (it decides what is
+asked: a run folder stays with it), `cheap` (outputs are made anew from the ledger) and `free`.
+Importing this loads no task and no data library.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, ValidationError
+from pydantic import model_validator as validated
+
+from nemo_sdg.errors import RecipeError
+from nemo_sdg.llm.endpoint import DIALECTS, Endpoint, Timeouts
+from nemo_sdg.pipelines.problems import Problems, WrongRecipe, did_you_mean, problems_of
+from nemo_sdg.pipelines.task_spec import Number, Part, TaskSpec, Whole
+
+if TYPE_CHECKING:
+    from nemo_sdg.tasks.task import FlowTask, Task
+
+OFFLINE = "offline"
+"""What `endpoint` says to mean the built-in endpoint."""
+
+Kind = Literal["identity", "cheap", "free"]
+
+
+def _field(kind: Kind, default: Any = None, **limits: Any) -> Any:
+    make = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**make, json_schema_extra={"kind": kind}, **limits)
+
+
+def _local_path(value: str) -> str:
+    if not value or "://" in value or "::" in value:
+        return value
+    return os.path.abspath(os.path.expanduser(value))
+
+
+def _local_paths(value: Any) -> Any:
+    if isinstance(value, str | Path):
+        return _local_path(str(value))
+    return [_local_path(str(v)) if isinstance(v, str | Path) else v for v in value or ()]
+
+
+def _local_paths_listed(value: Any) -> Any:
+    if isinstance(value, str | Path):
+        value = [value]
+    return _local_paths(value) if isinstance(value, list | tuple) else value
+
+
+def _local_if_there(value: Any) -> Any:
+    if isinstance(value, str | Path) and os.path.exists(os.path.expanduser(value)):
+        return _local_path(str(value))
+    return value
+
+
+def _task_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
+File = Annotated[str | None, BeforeValidator(lambda v: v if v is None else _local_paths(v))]
+
+
+class Recipe(Part):
+    """What to make of which documents, by which model, and how to run it.
+
+    Paths of this machine are made absolute. Two recipes are equal when all fields are.
+
+    Raises:
+        RecipeError: with everything that is wrong, and where.
+    """
+
+    # --- identity: a run folder belongs to these
+
+    tasks: Annotated[list[TaskSpec], BeforeValidator(_task_list)] = _field("identity", list)
+    """What to make: names of tasks (`nemo-sdg tasks` lists them; nemotron-cc stands for five),
+    or tasks with fields of their own."""
+    input: Annotated[list[str], BeforeValidator(_local_paths_listed)] = _field("identity", list)
+    """Documents: JSONL (.gz, .zst) or Parquet; a file, pattern, folder, address, or several."""
+    model: str = _field("identity", "")
+    """Name of the model, as the endpoint calls it; `nemo-sdg check` lists what it serves."""
+    task_file: File = _field("identity")
+    """Python file that defines tasks; without `tasks`, all of them."""
+    seed: Whole = _field("identity", 0)
+    """Same seed, same requests, whatever the workers and partitions."""
+    text_field: str = _field("identity", "text", min_length=1)
+    """Column of the documents' text."""
+    id_field: str = _field("identity", "id", min_length=1)
+    """Column of the documents' ids; made from file and position where there is none."""
+    quality_field: str | None = _field("identity")
+    """Column of quality buckets, 0 to 19: up to 11 goes to wikipedia_rephrase, more to the other
+    Nemotron-CC tasks."""
+    limit: Whole | None = _field("identity", ge=1)
+    """Take the first N documents only; may be raised later."""
+    sample: Whole | None = _field("identity", ge=1)
+    """Take N documents, drawn with the seed."""
+    num_samples: Whole = _field("identity", 100, ge=1)
+    """Rows of a task without input."""
+    from_columns: dict[str, str] = _field("identity", dict)
+    """Sampling field (temperature, top_p, ...) or model -> column it is read from, row by row."""
+    tokenizer: Annotated[str | None, BeforeValidator(_local_if_there)] = _field("identity")
+    """Tokenizer of the model: folder, tokenizer.json or hub name; else found by the model."""
+
+    # --- cheap: outputs are made anew from the answers that are filed
+
+    shape: Literal["text", "rows"] = _field("cheap", "text")
+    """One text a document or segment, or one row a fact or question."""
+    missing: Literal["mark", "drop-document", "keep-original"] = _field("cheap", "mark")
+    """What becomes of a joined document when a segment has no answer."""
+    format: Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"] = _field("cheap", "parquet")
+    """Format of the output."""
+
+    # --- free: how it is run
+
+    endpoint: str | None = _field("free")
+    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1, or `offline`, the
+    built-in endpoint that needs no model."""
+    endpoint_kind: str = _field("free", "auto")
+    """Kind of server: auto, or one of those that `Endpoint` knows."""
+    api_key_env: str | None = _field("free", min_length=1)
+    """Name of the variable with the API key; default NEMO_SDG_API_KEY where it is set."""
+    api_key_file: File = _field("free")
+    """File with the API key."""
+    headers: dict[str, str] = _field("free", dict)
+    """Headers sent with every request; $NAME is read from the environment."""
+    proxy: str | None = _field("free")
+    """Address of an HTTP proxy."""
+    ca_file: File = _field("free")
+    """Certificates of a private authority."""
+    stream: bool = _field("free", False)
+    """Ask for streamed answers."""
+    timeout_s: Number = _field("free", 600.0, gt=0)
+    """Longest time for one answer; time in our own queue does not count."""
+    workers: Whole = _field("free", 2, ge=1)
+    """Processes on this machine; of no account with a scheduler."""
+    concurrency: Whole | None = _field("free", ge=1)
+    """Requests in flight over all workers; default 256, or 32 for hosts on the internet."""
+    partition_size: str | None = _field("free")
+    """Size of a piece of input that one worker takes at a time, such as 64MB."""
+    scheduler: str | None = _field("free")
+    """Address of a Dask scheduler that runs already."""
+    device: Literal["auto", "cpu", "gpu"] = _field("free", "auto")
+    """Where columns are processed."""
+    max_failures: Number = _field("free", 0.2, ge=0, le=1)
+    """Stop when more than this share of a task's rows fail for one reason."""
+    max_outage_s: Number = _field("free", 600.0, ge=0)
+    """Seconds to wait for an endpoint that does not answer before the run stops, resumable."""
+    ledger: File = _field("free")
+    """Folder of the filed answers; default inside the run folder. Several runs may share it."""
+    ledger_sync_s: Number = _field("free", 1.0, ge=0)
+    """Seconds between syncs to disk: the most that the loss of a machine can cost."""
+    price_in: Number | None = _field("free", ge=0)
+    """Money per million tokens of prompts; without it the cost is unknown."""
+    price_out: Number | None = _field("free", ge=0)
+    """Money per million tokens of answers."""
+    yes: bool = _field("free", False)
+    """Do not ask before a large run."""
+
+    @validated(mode="wrap")
+    @classmethod
+    def _checked(cls, data: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(data, dict):
+            data = _with_offline_model(data)
+        try:
+            recipe = make(data)
+        except ValidationError as error:
+            problems = problems_of(error, cls)
+            if isinstance(data, dict):
+                problems.extend(_task_problems(data))
+            raise WrongRecipe(problems) from None
+        problems = Problems()
+        recipe._check(problems)
+        problems.end()
+        return recipe
+
+    def _check(self, problems: Problems) -> None:
+        """Note what is wrong although every field alone is well-formed."""
+        with problems.at():
+            tasks = self.resolved_tasks()
+            problems.extend(self._of_tasks(tasks))
+        if self.endpoint_kind not in ("auto", *DIALECTS):
+            known = ("auto", *DIALECTS)
+            problems.add(
+                f"must be one of {', '.join(known)}, not {self.endpoint_kind!r}"
+                f"{did_you_mean(self.endpoint_kind, known)}",
+                "endpoint_kind",
+            )
+        if self.endpoint and not self.model and "model" not in self.from_columns:
+            problems.add(
+                f"no model is named; `nemo-sdg check --endpoint {self.endpoint}` lists what the "
+                "server has",
+                "model",
+            )
+        if self.endpoint and self.endpoint != OFFLINE and self.endpoint_kind in ("auto", *DIALECTS):
+            with problems.at("endpoint"):
+                self.endpoint_for(self.endpoint)
+
+    def _of_tasks(self, tasks: list[Task | FlowTask]) -> Problems:
+        problems = Problems()
+        names = [task.name for task in tasks]
+        for name in dict.fromkeys(n for n in names if names.count(n) > 1):
+            problems.add(f"the task {name} stands there more than once", "tasks")
+        needy = [task.name for task in tasks if task.plan is None]
+        if needy and not self.input:
+            problems.add(f"there is no input, and {', '.join(needy)} needs documents", "input")
+        if tasks and not needy and self.input:
+            problems.add(f"{', '.join(names)} needs no input: leave it out", "input")
+        for task in tasks:
+            for column in task.columns:
+                taken = {self.text_field: "text_field", self.id_field: "id_field"}
+                if column in taken:
+                    problems.add(
+                        f"the output {column!r} of {task.name} is the {taken[column]} already",
+                        "tasks",
+                    )
+        return problems
+
+    # --- what follows from it
+
+    def resolved_tasks(self) -> list[Task | FlowTask]:
+        """Return the tasks in order, those of groups and of `task_file` among them.
+
+        Raises:
+            RecipeError: a task cannot be; there is none.
+        """
+        from nemo_sdg.tasks.registry import load_task_file
+
+        problems, found = Problems(), []
+        of_file: list[Task | FlowTask] = []
+        if self.task_file:
+            with problems.at("task_file"):
+                of_file = load_task_file(self.task_file)
+        for number, spec in enumerate(self.tasks):
+            with problems.at("tasks", number):
+                found.extend(spec.resolved())
+        if not self.tasks and not self.task_file:
+            problems.add("no task is named; `nemo-sdg tasks` lists them", "tasks")
+        problems.end()
+        return found or of_file
+
+    def endpoint_for(self, url: str) -> Endpoint:
+        """Return the endpoint at this address (where `offline` was started, for instance)."""
+        usual = Timeouts()
+        return Endpoint(
+            url=url,
+            model=self.model,
+            kind=self.endpoint_kind,
+            api_key_env=self.api_key_env,
+            api_key_file=self.api_key_file,
+            concurrency=self.concurrency,
+            headers=self.headers,
+            stream=self.stream,
+            timeouts=Timeouts(
+                connect_s=min(usual.connect_s, self.timeout_s),
+                first_byte_s=min(usual.first_byte_s, self.timeout_s),
+                between_bytes_s=min(usual.between_bytes_s, self.timeout_s),
+                total_s=self.timeout_s,
+            ),
+            proxy=self.proxy,
+            ca_file=self.ca_file,
+            price_in=self.price_in,
+            price_out=self.price_out,
+        )
+
+    def require_endpoint(self) -> str:
+        """Return the address, or `offline`; raise `RecipeError` where none is given."""
+        if not self.endpoint:
+            raise RecipeError(
+                "no endpoint is given: name a server, --endpoint http://localhost:8000/v1 --model "
+                f"NAME, or take --endpoint {OFFLINE}, the built-in one that needs no model"
+            )
+        return self.endpoint
+
+    def replace(self, **changes: Any) -> Recipe:
+        """Return a copy with these fields changed, checked like any other."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return Recipe(**(given | changes))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a run folder belongs to, as plain values: prompts and sampling in full."""
+        from nemo_sdg.pipelines.identity import identity
+
+        return identity(self)
+
+    def cheap(self) -> dict[str, Any]:
+        """Return the fields whose change has outputs made anew, from the answers filed."""
+        from nemo_sdg.pipelines.identity import cheap
+
+        return cheap(self)
+
+    @classmethod
+    def fields_of(cls, kind: Kind) -> list[str]:
+        """Return the names of the fields of one kind, in order."""
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return [
+            n for n, extra in extras.items() if isinstance(extra, dict) and extra["kind"] == kind
+        ]
+
+    def to_yaml(self) -> str:
+        """Return the recipe with every field and with all prompts in full; it loads again."""
+        from nemo_sdg.pipelines.recipe_yaml import to_yaml
+
+        return to_yaml(self)
+
+
+def _with_offline_model(data: dict[str, Any]) -> dict[str, Any]:
+    if data.get("endpoint") == OFFLINE and not data.get("model"):
+        from nemo_sdg.llm.offline import OFFLINE_MODEL
+
+        return data | {"model": OFFLINE_MODEL}
+    return data
+
+
+def _task_problems(data: Mapping[str, Any]) -> Problems:
+    """Look at the tasks of a recipe that is wrong elsewhere, to tell their problems as well."""
+    problems = Problems()
+    if data.get("task_file"):
+        return problems  # their names may be its own
+    entries = _task_list(data.get("tasks"))
+    for number, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
+        try:
+            spec = TaskSpec.model_validate(entry)
+        except ValidationError:
+            continue  # told by the caller
+        with problems.at("tasks", number):
+            spec.resolved()
+    return problems
+
+
+def load_recipe(path: str | os.PathLike[str], **overrides: Any) -> Recipe:
+    """Read a recipe from YAML; relative paths in it start at its own folder.
+
+    Args:
+        path: the file.
+        overrides: fields given on the command line; they win. None: not given.
+
+    Raises:
+        RecipeError: all that is wrong at once, with line, key and the nearest right key.
+    """
+    from nemo_sdg.pipelines.recipe_yaml import read_recipe
+
+    return read_recipe(Path(path), {k: v for k, v in overrides.items() if v is not None})
+
+
+def make_recipe(**options: Any) -> Recipe:
+    """Make a recipe of command-line options alone; problems are told by the option's name."""
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Recipe(**given)
+    except WrongRecipe as error:
+        from nemo_sdg.pipelines.recipe_yaml import option_name
+
+        lines = [f"{option_name(p.place)}: {p.text}" for p in error.problems]
+        raise RecipeError("\n".join(lines)) from None
+
+
+def difference(
+    old: Recipe | Mapping[str, Any],
+    new: Recipe | Mapping[str, Any],
+    *,
+    ignore: Collection[str] = (),
+) -> list[str]:
+    """Name the identity fields that differ, in words; none where the run may go on.
+
+    A limit may grow. Values of `identity()` do in place of recipes. `ignore` names fields that the
+    caller compares by itself, such as `input` by content.
+    """
+    from nemo_sdg.pipelines.identity import difference as found
+
+    sides = [side.identity() if isinstance(side, Recipe) else side for side in (old, new)]
+    return found(*sides, ignore=ignore)
+
+
+def starter_recipe(task_name: str, task_file: str | None = None) -> str:
+    """Return a commented recipe for a task, a group, or a task of a Python file; it loads as it is.
+
+    Raises:
+        RecipeError: there is no such task.
+    """
+    from nemo_sdg.pipelines.starter import starter
+
+    return starter(task_name, task_file)
+
+
+__all__ = [
+    "OFFLINE",
+    "Recipe",
+    "difference",
+    "load_recipe",
+    "make_recipe",
+    "starter_recipe",
+]
