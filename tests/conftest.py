@@ -79,8 +79,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
         for report in sorted(skipped, key=lambda report: report.nodeid):
             terminal.write_line(f"  {report.nodeid}: {_reason(report)}")
     left_out = terminal.stats.get("deselected", [])
-    if left_out:
-        marks = session.config.getoption("markexpr")
+    marks = session.config.getoption("markexpr")
+    if left_out and marks:
         terminal.write_line(f"left out by -m {marks!r} ({len(left_out)}):")
         for item in left_out:
             terminal.write_line(f"  {item.nodeid}")

@@ -233,25 +233,33 @@ def test_a_score_column_on_another_scale_is_seen(bundled_tokenizer: Any) -> None
         check(silently)
 
 
+SEEN: list[list[Any]] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching(Questions):
+    """Notes what it is called with."""
+
+    def measure(self, texts: Any, tokenizer: Any = None) -> Any:
+        SEEN.append(list(texts))
+        return texts.str.len().astype("Int64")
+
+
+def long_ones(frame: Any) -> Any:
+    return frame[Watching().measure(frame["text"]) > 0]
+
+
 @pytest.mark.fault(71)
 def test_a_filter_is_never_called_on_dummy_rows() -> None:
-    seen: list[list[Any]] = []
-
-    @dataclass(frozen=True, kw_only=True)
-    class Watching(Questions):
-        def measure(self, texts: Any, tokenizer: Any = None) -> Any:
-            seen.append(list(texts))
-            return texts.str.len().astype("Int64")
-
     def check(build: Callable[[Any], Any]) -> None:
-        seen.clear()
+        SEEN.clear()
         frame = pd.DataFrame({"text": ["real"]})
         assert list(build(DocumentDataset.from_pandas(frame, npartitions=1).df).columns)
-        assert all(texts == [] for texts in seen)
+        assert all(texts == [] for texts in SEEN)
 
     def inferring(ddf: Any) -> Any:  # Dask's own guess calls the function on invented rows
-        return ddf.map_partitions(lambda f: f[Watching().measure(f["text"]) > 0])
+        return ddf.map_partitions(long_ones)
 
-    check(Score(Watching()))
+    check(ScoreFilter(Watching()))
     with pytest.raises(AssertionError):
         check(inferring)
