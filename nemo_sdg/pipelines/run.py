@@ -57,6 +57,11 @@ DEAD_LETTERS_ALLOWED = 0.05
 ALLOWED_FAILURES = 20
 """Worker deaths before Dask blames a task; a death blames every task the worker had."""
 
+TOKEN_COUNTS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
+
+NO_WORKERS_S = 60.0
+"""Without any worker for this long the run stops, resumable, instead of waiting for ever."""
+
 _POLL_S = 0.25
 _SAMPLES = 3
 
@@ -212,16 +217,14 @@ def _check_identity(
                 f"{folder.path} holds data but no recipe.yaml: it is no run folder; choose another"
             )
         return
-    differs = difference(load_recipe(path), recipe)
+    differs = difference(load_recipe(path), recipe, ignore=("input",))
     before = (folder.read_json("state.json") or {}).get("inputs", inputs)
-    if not extend and before != inputs:
-        names = sorted(
-            {entry["path"] for entry in inputs if entry not in before}
-            | {entry["path"] for entry in before if entry not in inputs}
-        )
-        differs.append(f"the input files differ: {', '.join(names[:3])} (--extend accepts them)")
-    if extend:
-        differs = [text for text in differs if not text.startswith("input")]
+    gone = [entry["path"] for entry in before if entry not in inputs]
+    new = [entry["path"] for entry in inputs if entry not in before]
+    if gone:
+        differs.append(f"input files are gone or changed: {', '.join(gone[:3])}")
+    elif new and not extend:
+        differs.append(f"there are new input files: {', '.join(new[:3])} (--extend takes them in)")
     if differs:
         raise RunFolderError(
             f"{folder.path} was begun with other settings: {'; '.join(differs)}. "
@@ -387,8 +390,16 @@ def _computed(
     futures = cluster.compute(lazy)
     try:
         waiting = list(futures)
+        seen = time.monotonic()
         while waiting:
             time.sleep(_POLL_S)
+            if cluster.scheduler_info(n_workers=1)["workers"]:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > NO_WORKERS_S:
+                raise RunStopped(
+                    f"the cluster has had no worker for {NO_WORKERS_S:g} s; what is filed is safe: "
+                    "run the same command again when it has some"
+                )
             ended = [future for future in waiting if future.done()]
             for future in ended:
                 summary = future.result()
@@ -501,9 +512,7 @@ def _conclude(
         parts[folders[name]] = ([s["parts"]["data"] for s in mine], schema)
         task_seconds[name] = _busy_seconds(mine)
     folder.finish(parts, job.parts[0].meta)
-    tokens = Counter[str]()
-    for one in counts.values():
-        tokens.update({k: n for k, n in one.items() if k.endswith("_tokens")})
+    tokens = {name: sum(one[name] for one in counts.values()) for name in TOKEN_COUNTS}
     dead_share = max(_dead_share(one) for one in counts.values())
     result = RunResult(
         folder=folder.path,
@@ -513,7 +522,7 @@ def _conclude(
         was_complete_before=False,
         samples=_samples(folders),
         cost=_cost(endpoint, tokens),
-        tokens=dict(tokens),
+        tokens=tokens,
         data_folders=folders,
         task_seconds=task_seconds,
     )

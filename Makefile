@@ -1,0 +1,47 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first.
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+VENV ?= .venv
+DEMO_RUN ?= demo-run
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The first of these that is 3.11, 3.12 or 3.13.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test test-all lint docs bench clean
+
+demo: $(STAMP)
+	@$(BIN)/nemo-sdg run examples/recipes/nemotron-cc.yaml --output $(DEMO_RUN)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -m "not slow and not gpu" -rs --durations=5
+
+test-all: $(STAMP)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,fast,serve]"
+	@$(BIN)/python -m pytest -rs --durations=10
+	@$(BIN)/python ci/rows.py
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+docs: $(STAMP)
+	@$(BIN)/python ci/docs.py
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) $(DEMO_RUN) build *.egg-info
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "nemo_sdg needs Python 3.11, 3.12 or 3.13 with its venv module; found $$(python3 --version 2>&1 || echo none). Install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { echo "$(PYTHON) is no Python 3.11 to 3.13 with the venv module (on Debian: apt install python3-venv)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; about a minute)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,fast]"
+	@touch $@
