@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, singledispatchmethod
 from typing import Any
 
-from nemo_sdg.data.backend import to_values
+from nemo_sdg.data.backend import from_values, is_list, to_values
 from nemo_sdg.errors import ConfigurationError, NemoSdgError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.stages.base import JOINED_FIELD, Record, Sequential, Stage
@@ -34,6 +34,7 @@ ESTIMATE_ROOM = 0.9
 """Share of the budget that is used when counts are estimates (a stand-in tokenizer)."""
 
 _LEAST_ROOM = 8
+_FOR_ONE_SAMPLE = JoinSegments | SampleItems | PrependSource
 
 
 class CountsDoNotAddUp(NemoSdgError):
@@ -154,6 +155,12 @@ class Chain:
     @cached_property
     def finish(self) -> Sequential:
         """Stages after the answers: those of the task's `clean`, then the shape."""
+        for step in self.task.clean if self.generate.num_samples > 1 else ():
+            if isinstance(step, ColumnFilter | _FOR_ONE_SAMPLE):
+                raise ConfigurationError(
+                    f"task {self.task.name}: with n = {self.generate.num_samples} a row holds a "
+                    f"list of samples, and {type(step).__name__} in its clean chain wants one"
+                )
         stages = [self._stage_of(step) for step in self.task.clean]
         if self.shape == "rows":
             if not isinstance(self.task, Task) or self.task.rows is None:
@@ -254,8 +261,12 @@ class Chain:
         """Leave dead letters out, unless a join has to see the gaps they leave."""
         if self.joins:
             return frame
-        error = f"{self.task.output}_error"
-        return frame[frame[error].isna()]
+        errors = frame[f"{self.task.output}_error"]
+        if not is_list(errors):
+            return frame[errors.isna()]
+        # Several samples a row: it lives as long as one of them does.
+        alive = [any(code is None for code in codes) for codes in to_values(errors)]
+        return frame[from_values(alive, like=frame, dtype="bool")]
 
     def _tidy(self, frame: Any) -> Any:
         """Drop what only the chain itself needs; number the rows anew."""
