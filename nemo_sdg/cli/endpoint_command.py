@@ -60,7 +60,13 @@ def _show(report: CheckReport) -> None:
 
 @click.command(name="serve-offline")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 for any free one.",
+)
 @click.option("--task-file", metavar="FILE", help="Python file whose tasks it answers too.")
 def serve_offline(host: str, port: int, task_file: str | None) -> None:
     """Serve the built-in endpoint until interrupted. It is no language model."""

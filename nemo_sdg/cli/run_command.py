@@ -44,7 +44,13 @@ def run(task: str | None, output: str, extend: bool, **options: Any) -> int:
 @click.option(
     "--output", metavar="FOLDER", help="Run folder that keeps the answers, so that `run` has them."
 )
-@click.option("--rows", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How many rows of every task.",
+)
 @recipe_options
 def preview(task: str | None, output: str | None, rows: int, **options: Any) -> None:
     """Show a few answers beside their sources; writes no data.

@@ -27,7 +27,7 @@ def starter(name: str, task_file: str | None = None) -> str:
     chosen = [get_task(n) for n in GROUPS.get(name, (name,))]
     needs_input = any(task.plan is None for task in chosen)
     lines = [
-        f"# {name}: {'several tasks at once.' if name in GROUPS else chosen[0].doc}",
+        f"# A recipe for {name}. {'Several tasks at once.' if name in GROUPS else chosen[0].doc}",
         "# Run it:   nemo-sdg run THIS_FILE --output FOLDER",
         "# Look first:   nemo-sdg preview THIS_FILE",
         '# A line that begins with "# name:" shows a default; take the mark away to change it.',
