@@ -35,10 +35,15 @@ ESTIMATE_BYTES = 4 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One partition of one task. `frame` is lazy (a Dask `Delayed`)."""
+    """One partition of one task. `frame` is lazy (a Dask `Delayed`).
+
+    `fingerprint` stands for the settings and for how the input was cut: a part that an earlier run
+    finished is the same part only under the same fingerprint.
+    """
 
     chain: Chain
     number: int
+    fingerprint: str
     frame: Any
     meta: Any
 
@@ -121,13 +126,20 @@ def plan_job(
         dataset, block_bytes = _documents(recipe, block_bytes)
         _check_columns(recipe, dataset, reading)
         frames = dataset.df.to_delayed()
+        cut = f"{fingerprint}-{recipe.partition_size or block_bytes}-{len(frames)}"
         parts += [
-            Part(chain=chain, number=number, frame=frame, meta=dataset.df._meta)
+            Part(
+                chain=chain,
+                number=number,
+                fingerprint=cut,
+                frame=frame,
+                meta=dataset.df._meta,
+            )
             for number, frame in enumerate(frames)
             for chain in reading
         ]
     for chain in planned:
-        parts += _planned_parts(recipe, chain)
+        parts += _planned_parts(recipe, chain, fingerprint)
     return Job(
         recipe=recipe,
         chains=chains,
@@ -152,7 +164,7 @@ def estimate(job: Job) -> Estimate:
     chosen = set(numbers[::step])
     sample = [part for part in job.parts if part.number in chosen]
     lazy = [dask.delayed(_count)(part.chain, part.frame) for part in sample]  # type: ignore[attr-defined]
-    counts = dask.compute(*lazy, scheduler="synchronous")  # type: ignore[attr-defined, no-untyped-call]
+    counts = dask.compute(*lazy, scheduler="synchronous")  # type: ignore[attr-defined]
     scale = len(numbers) / max(1, len(chosen))
     rows, requests, tokens = (round(scale * sum(c[i] for c in counts)) for i in range(3))
     outputs = [c[3] for c in counts]
@@ -282,7 +294,7 @@ def _sampled(dataset: DocumentDataset, recipe: Recipe) -> DocumentDataset:
         dask.delayed(_hashes)(frame, recipe.id_field, recipe.seed)  # type: ignore[attr-defined]
         for frame in dataset.df[[recipe.id_field]].to_delayed()
     ]
-    smallest = sorted(h for part in dask.compute(*hashed) for h in sorted(part)[:wanted])  # type: ignore[attr-defined, no-untyped-call]
+    smallest = sorted(h for part in dask.compute(*hashed) for h in sorted(part)[:wanted])  # type: ignore[attr-defined]
     limit = smallest[:wanted][-1] if smallest[:wanted] else -1
     return dataset.apply(
         _below, dataset.df._meta, id_field=recipe.id_field, seed=recipe.seed, limit=limit
@@ -303,7 +315,7 @@ def _below(frame: Any, id_field: str, seed: int, limit: int) -> Any:
 # --- rows without input ---------------------------------------------------------------------------
 
 
-def _planned_parts(recipe: Recipe, chain: Chain) -> list[Part]:
+def _planned_parts(recipe: Recipe, chain: Chain, fingerprint: str) -> list[Part]:
     import dask
 
     total = recipe.num_samples
@@ -314,6 +326,7 @@ def _planned_parts(recipe: Recipe, chain: Chain) -> list[Part]:
         Part(
             chain=chain,
             number=number,
+            fingerprint=f"{fingerprint}-{size}",
             frame=dask.delayed(planned_rows)(  # type: ignore[attr-defined]
                 chain.task, start, min(start + size, total), total, recipe.seed, recipe.id_field
             ),

@@ -367,11 +367,11 @@ def _thread_given_back() -> Iterator[None]:
     except (ImportError, ValueError):
         yield  # not on a Dask worker: the synchronous or threaded scheduler
         return
-    secede()  # type: ignore[no-untyped-call]
+    secede()
     try:
         yield
     finally:
-        rejoin()  # type: ignore[no-untyped-call]
+        rejoin()
 
 
 def _cancellation() -> Callable[[], bool]:

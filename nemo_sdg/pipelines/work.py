@@ -1,0 +1,193 @@
+"""Do the work of a job: a cluster, one task a part, and parts written where they were made."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from nemo_sdg.data.frames import schema_of
+from nemo_sdg.errors import RunStopped
+from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.pipelines.begin import announce
+from nemo_sdg.pipelines.chain import Chain
+from nemo_sdg.pipelines.folder import RunFolder
+from nemo_sdg.pipelines.job import Job, Part, estimate
+from nemo_sdg.pipelines.preflight import worker_preflight
+from nemo_sdg.pipelines.progress import TOPIC, Gathered, Observer, publish_from_here
+from nemo_sdg.pipelines.recipe import Recipe
+
+ALLOWED_FAILURES = 20
+"""Worker deaths before Dask blames a task; a death blames every task the worker had."""
+
+NO_WORKERS_S = 60.0
+"""Without any worker for this long the run stops, resumable, instead of waiting for ever."""
+
+_POLL_S = 0.25
+
+
+def do_work(
+    job: Job, endpoint: Endpoint, folder: RunFolder, observer: Observer, client: Any
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Run all parts that are not finished; return the summaries of all."""
+    summaries: dict[tuple[str, int], dict[str, Any]] = {}
+    due: list[Part] = []
+    for part in job.parts:
+        name = part.chain.task.name
+        found = folder.finished(name, part.number, part.fingerprint)
+        if found is None:
+            due.append(part)
+        else:
+            summaries[name, part.number] = found
+    if not due:
+        return summaries
+    planned = estimate(job)
+    announce(job, endpoint, planned, observer)
+    is_only = len(job.chains) == 1
+    folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
+    with _cluster(job.recipe, client) as cluster:
+        cluster.run(worker_preflight, endpoint)
+        gathered = Gathered(
+            parts_total=len(job.parts),
+            requests_total=planned.requests if not summaries else None,
+            parts_found=len(summaries),
+        )
+        cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
+        try:
+            for summary in _computed(cluster, due, folder, is_only, gathered, observer):
+                summaries[summary["task"], summary["number"]] = summary
+        finally:
+            with contextlib.suppress(Exception):
+                cluster.unsubscribe_topic(TOPIC)
+        observer.progress(gathered.state())
+    return summaries
+
+
+def _computed(
+    cluster: Any,
+    due: list[Part],
+    folder: RunFolder,
+    is_only: bool,
+    gathered: Gathered,
+    observer: Observer,
+) -> Iterator[dict[str, Any]]:
+    import dask
+
+    schemas = {}
+    for part in due:
+        name = part.chain.task.name
+        if name not in schemas:
+            schemas[name] = schema_of(part.chain.meta(part.meta))
+    work = dask.delayed(_run_part, pure=False)  # type: ignore[attr-defined]
+    lazy = [
+        work(
+            part.chain,
+            part.frame,
+            part.number,
+            folder=folder,
+            fingerprint=part.fingerprint,
+            schema=schemas[part.chain.task.name],
+            is_only=is_only,
+        )
+        for part in due
+    ]
+    futures = cluster.compute(lazy)
+    try:
+        waiting = list(futures)
+        seen = time.monotonic()
+        while waiting:
+            time.sleep(_POLL_S)
+            if cluster.scheduler_info(n_workers=1)["workers"]:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > NO_WORKERS_S:
+                raise RunStopped(
+                    f"the cluster has had no worker for {NO_WORKERS_S:g} s; what is filed is safe: "
+                    "run the same command again when it has some"
+                )
+            ended = [future for future in waiting if future.done()]
+            for future in ended:
+                summary = future.result()
+                gathered.parts_done += 1
+                yield summary
+            waiting = [future for future in waiting if future not in set(ended)]
+            observer.progress(gathered.state())
+    except BaseException:
+        cluster.cancel(futures)
+        raise
+
+
+def _run_part(
+    chain: Chain,
+    frame: Any,
+    number: int,
+    *,
+    folder: RunFolder,
+    fingerprint: str,
+    schema: Any,
+    is_only: bool,
+) -> dict[str, Any]:
+    """Make one part, on a worker; the task that made the rows writes them."""
+    name = chain.task.name
+    found = folder.finished(name, number, fingerprint)
+    if found is not None:
+        return found  # this task ran before, on a worker that was lost after it had finished
+    publish_from_here()
+    started = time.perf_counter()
+    made = chain.run(frame)
+    return folder.write_part(
+        name,
+        number,
+        made.data,
+        {
+            "dropped": made.record.dropped,
+            "dead_letters": made.record.dead,
+            "provenance": made.record.provenance,
+        },
+        schema=schema,
+        is_only=is_only,
+        summary={
+            "task": name,
+            "number": number,
+            "fingerprint": fingerprint,
+            "counts": dict(made.counts),
+            "started": time.time() - (time.perf_counter() - started),
+            "ended": time.time(),
+        },
+    )
+
+
+@contextlib.contextmanager
+def _cluster(recipe: Recipe, client: Any) -> Iterator[Any]:
+    """Yield a connected client: the one given, one of a running scheduler, or a local cluster."""
+    import dask
+
+    if client is not None:
+        yield client
+        return
+    from distributed import Client, LocalCluster
+
+    if recipe.scheduler:
+        with Client(recipe.scheduler) as connected:
+            yield connected
+        return
+    settings = {
+        "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
+        "distributed.admin.large-graph-warning-threshold": "100MB",
+        # Waiting is what tasks do here: an event loop that answers late is no reason to warn.
+        "distributed.worker.profile.enabled": False,
+    }
+    with (
+        dask.config.set(settings),  # type: ignore[attr-defined]
+        LocalCluster(
+            n_workers=recipe.workers,
+            threads_per_worker=1,
+            # Off, and on a free port of this machine: without an address the scheduler's own server
+            # wants 8787, and a second run warns that it is taken.
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+            silence_logs=50,
+        ) as local,
+        Client(local) as connected,
+    ):
+        yield connected
