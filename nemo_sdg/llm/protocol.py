@@ -24,7 +24,7 @@ from nemo_sdg.errors import (
 
 PATHS = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
 
-_DETAIL_CHARACTERS = 300
+DETAIL_CHARACTERS = 300
 _CONTEXT_WORDS = (
     "context length",
     "context_length",
@@ -47,6 +47,7 @@ _BY_STATUS: Mapping[int, type[RequestError]] = {
 def error_for(status: int, headers: Mapping[str, str], body: bytes) -> RequestError:
     """Return the error that an HTTP status other than 200 stands for."""
     message, code = _error_text(body)
+    message = message[:DETAIL_CHARACTERS]
     detail = f"HTTP {status}: {message}" if message else f"HTTP {status}"
     kind = _BY_STATUS.get(status, ServerFailure if status >= 500 else BadRequest)
     if kind is RateLimited and code == "insufficient_quota":
@@ -83,7 +84,11 @@ def decode_any(body: bytes) -> Any:
 
 
 def decode(body: bytes) -> dict[str, Any]:
-    """Decode a reply's JSON object; raise `MalformedReply` where it is none."""
+    """Decode a reply's JSON object; raise `MalformedReply` where it is none.
+
+    An error told with status 200 is raised with its whole text: whoever knows the key takes it out
+    first and cuts the text to `DETAIL_CHARACTERS` then.
+    """
     value = decode_any(body)
     if not isinstance(value, dict):
         raise MalformedReply(f"the reply is a JSON {type(value).__name__}, not an object")
@@ -177,11 +182,11 @@ def _error_text(body: bytes) -> tuple[str, str]:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return body[:_DETAIL_CHARACTERS].decode("utf-8", "replace").strip(), ""
+        return body.decode("utf-8", "replace").strip(), ""
     if not isinstance(value, dict):
-        return str(value)[:_DETAIL_CHARACTERS], ""
+        return str(value), ""
     error = value.get("error", value)
     if isinstance(error, dict):
         message = error.get("message") or error.get("detail") or ""
-        return str(message)[:_DETAIL_CHARACTERS], str(error.get("code") or error.get("type"))
-    return str(error)[:_DETAIL_CHARACTERS], str(value.get("error_type") or "")
+        return str(message), str(error.get("code") or error.get("type"))
+    return str(error), str(value.get("error_type") or "")

@@ -15,10 +15,11 @@ from nemo_sdg.errors import (
     EndpointError,
     MalformedReply,
     NemoSdgError,
+    RequestError,
     RequestTimeout,
 )
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.protocol import PATHS, decode_any, decode_reply, error_for
+from nemo_sdg.llm.protocol import DETAIL_CHARACTERS, PATHS, decode_any, decode_reply, error_for
 
 if TYPE_CHECKING:
     import openai
@@ -49,8 +50,7 @@ class SdkTransport:
 
     def send(self, kind: str, body: bytes) -> dict[str, Any]:
         """Post a request and return the decoded reply; raise `RequestError`."""
-        response = self._response("POST", PATHS[kind], body)
-        return decode_reply(response.headers, response.content)
+        return _read(self._response("POST", PATHS[kind], body), str(self._sdk.api_key))
 
     def call(self, method: str, url: str, body: bytes | None = None) -> Any:
         """Call any address of the server and return the decoded JSON."""
@@ -92,8 +92,7 @@ class AsyncSdkTransport:
 
     async def send(self, kind: str, body: bytes) -> dict[str, Any]:
         """Post a request and return the decoded reply; raise `RequestError`."""
-        response = await self._response("POST", PATHS[kind], body)
-        return decode_reply(response.headers, response.content)
+        return _read(await self._response("POST", PATHS[kind], body), str(self._sdk.api_key))
 
     async def call(self, method: str, url: str, body: bytes | None = None) -> Any:
         """Call any address of the server and return the decoded JSON."""
@@ -116,6 +115,14 @@ class AsyncSdkTransport:
             )
         except openai.OpenAIError as error:
             raise error_of(error, str(self._sdk.api_key)) from None
+
+
+def _read(response: Any, key: str) -> dict[str, Any]:
+    try:
+        return decode_reply(response.headers, response.content)
+    except RequestError as error:
+        detail = error.detail.replace(key, "[key]") if key else error.detail
+        raise type(error)(detail[:DETAIL_CHARACTERS], status=error.status) from None
 
 
 def error_of(error: openai.OpenAIError, key: str) -> NemoSdgError:

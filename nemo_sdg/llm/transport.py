@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ import httpx
 from nemo_sdg.errors import ConnectionFailed, RequestError, RequestTimeout
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.protocol import (
+    DETAIL_CHARACTERS,
     PATHS,
     StreamReader,
     decode,
@@ -117,11 +119,8 @@ class AsyncTransport:
     def _pool(self) -> aiohttp.ClientSession:
         if self._session is None:
             t = self.endpoint.timeouts
-            tls: ssl.SSLContext | bool = True
-            if self.endpoint.ca_file:
-                tls = ssl.create_default_context(cafile=self.endpoint.ca_file)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=tls),
+                connector=aiohttp.TCPConnector(limit=0, ssl=_tls(self.endpoint.ca_file)),
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=t.connect_s, sock_read=None),
                 trust_env=not self.endpoint.is_loopback and self.endpoint.proxy is None,
@@ -172,9 +171,7 @@ class BlockingTransport:
         self._http = httpx.Client(
             headers=endpoint.request_headers(),
             timeout=httpx.Timeout(t.first_byte_s, connect=t.connect_s),
-            verify=ssl.create_default_context(cafile=endpoint.ca_file)
-            if endpoint.ca_file
-            else True,
+            verify=_tls(endpoint.ca_file),
             proxy=endpoint.proxy,
             trust_env=not endpoint.is_loopback and endpoint.proxy is None,
             follow_redirects=False,
@@ -209,8 +206,18 @@ class BlockingTransport:
         self._http.close()
 
 
+@cache
+def _tls(ca_file: str | None) -> ssl.SSLContext:
+    # Reading the certificates takes tens of milliseconds: once a process is enough.
+    if ca_file:
+        return ssl.create_default_context(cafile=ca_file)
+    context = httpx.create_ssl_context()  # SSL_CERT_FILE, else those that come with httpx
+    context.load_default_certs()  # and those of the system, where a company adds its own
+    return context
+
+
 def _scrubbed(endpoint: Endpoint, error: RequestError) -> RequestError:
-    detail = endpoint.scrub(error.detail)
+    detail = endpoint.scrub(error.detail)[:DETAIL_CHARACTERS]
     return type(error)(detail, status=error.status, retry_after_s=error.retry_after_s)
 
 

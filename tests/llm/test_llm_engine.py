@@ -41,6 +41,7 @@ from nemo_sdg.errors import (
 from nemo_sdg.llm.endpoint import Timeouts
 from nemo_sdg.llm.engine import EngineConfig
 from nemo_sdg.llm.ledger import Ledger, LedgerFull
+from nemo_sdg.llm.limits import Health
 from nemo_sdg.llm.request import Reply
 from nemo_sdg.llm.retry import RetryPolicy
 from nemo_sdg.llm.scripted import Fault, ScriptedEndpoint, fixed, lognormal
@@ -71,9 +72,10 @@ def test_every_request_gets_its_own_answer(place: str) -> None:
         asked = [f"text {i}" for i in range(100)]
         found = answers(handle, [ask(text) for text in asked])
         assert texts(found) == asked
-        assert all(isinstance(a, Reply) and a.usage.output_tokens == 2 for a in found)
+        assert all(isinstance(a, Reply) and a.usage.output_tokens for a in found)
         until(lambda: handle.counts.get("answers") == 100)
-        assert handle.counts["output_tokens"] == 200
+        used = sum(a.usage.output_tokens for a in found if isinstance(a, Reply))
+        assert handle.counts["output_tokens"] == used
 
 
 @pytest.mark.row("F1")
@@ -176,14 +178,15 @@ def test_what_was_filed_is_never_asked_again(tmp_path: Path) -> None:
         assert all(isinstance(a, Reply) and a.was_filed for a in found)
 
 
-def test_two_engines_share_a_ledger(tmp_path: Path) -> None:
+def test_two_engines_share_a_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_sdg.llm.engine.REFRESH_S", 0.05)
     with (
         ScriptedEndpoint(**ECHO) as server,
         engine(server.url, ledger=tmp_path) as one,
         engine(server.url, ledger=tmp_path) as two,
     ):
         answers(one, [ask("a")])
-        time.sleep(1.05)  # an engine looks for news once a second
+        time.sleep(0.1)
         assert texts(answers(two, [ask("a")])) == ["a"]
         assert len(server.log) == 1
 
@@ -266,7 +269,7 @@ def test_streaming_changes_nothing() -> None:
 @pytest.mark.parametrize("concurrency", [1, 7])
 def test_never_more_in_flight_than_allowed(concurrency: int) -> None:
     with (
-        ScriptedEndpoint(**ECHO, latency=lognormal(0.01)) as server,
+        ScriptedEndpoint(**ECHO, latency=lognormal(0.005)) as server,
         engine(server.url, concurrency=concurrency) as handle,
     ):
         threads = [
@@ -283,7 +286,7 @@ def test_never_more_in_flight_than_allowed(concurrency: int) -> None:
 
 @pytest.mark.fault(5)
 def test_a_request_that_waits_holds_no_slot() -> None:
-    fault = Fault(kind="rate_limit", times=1, pattern="^patience", retry_after_s=0.6)
+    fault = Fault(kind="rate_limit", times=1, pattern="^patience", retry_after_s=0.3)
 
     def check(order_of: Callable[[str, list[str]], list[str]]) -> None:
         with ScriptedEndpoint(**ECHO, faults=[fault]) as server:
@@ -307,7 +310,7 @@ def test_a_request_that_waits_holds_no_slot() -> None:
                         async with session.post(url + "/chat/completions", json=body) as response:
                             if response.status == 200:
                                 break
-                        await asyncio.sleep(0.6)
+                        await asyncio.sleep(0.3)
                 done.append(text)
 
             async with aiohttp.ClientSession() as session:
@@ -516,13 +519,13 @@ def test_tries_are_counted_in_one_place() -> None:
 
 @pytest.mark.row("F1")
 @pytest.mark.fault(7)
-@pytest.mark.parametrize("kind", ["rate_limit", "error_503"])
-def test_retry_after_is_kept(kind: Any) -> None:
-    fault = Fault(kind=kind, times=1, retry_after_s=1)
+@pytest.mark.parametrize(("kind", "asked_s"), [("rate_limit", 1), ("error_503", 0.3)])
+def test_retry_after_is_kept(kind: Any, asked_s: float) -> None:
+    fault = Fault(kind=kind, times=1, retry_after_s=asked_s)
     with ScriptedEndpoint(**ECHO, faults=[fault]) as server, engine(server.url) as handle:
         assert texts(answers(handle, [ask("x")])) == ["x"]
         first, second = server.log.entries
-        assert second.arrival_s - first.arrival_s >= 1.0
+        assert second.arrival_s - first.arrival_s >= asked_s
 
 
 def test_a_429_never_costs_a_try() -> None:
@@ -542,6 +545,12 @@ def test_nothing_but_429_stops_the_run() -> None:
         answers(handle, [ask("x")])
 
 
+@pytest.fixture
+def frequent_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Health, "next_probe_s", lambda self: 0.05)
+
+
+@pytest.mark.usefixtures("frequent_probes")
 def test_rows_wait_while_the_endpoint_is_away() -> None:
     server = ScriptedEndpoint(**ECHO)
     server.port = free_port()
@@ -557,6 +566,7 @@ def test_rows_wait_while_the_endpoint_is_away() -> None:
         assert [outcome(answer) for _, answer in found] == asked
 
 
+@pytest.mark.usefixtures("frequent_probes")
 def test_an_endpoint_that_dies_and_comes_back_costs_no_row() -> None:
     first = ScriptedEndpoint(**ECHO, latency=fixed(0.02))
     asked = [f"text {i}" for i in range(60)]
