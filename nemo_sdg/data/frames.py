@@ -15,7 +15,7 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 
-from nemo_sdg.data.backend import is_cudf
+from nemo_sdg.data.backend import is_cudf, to_values
 from nemo_sdg.errors import DataError
 
 
@@ -70,6 +70,12 @@ def _to_array(column: Any, kind: pa.DataType) -> Any:
         return array if array.type == kind else array.cast(kind)
     array = pa.array(column, type=None if column.dtype != object else kind, from_pandas=True)
     return array if array.type == kind else array.cast(kind)
+
+
+def to_rows(frame: Any) -> list[dict[str, Any]]:
+    """Return the rows as dicts of Python values, None for null; for a few rows to be shown."""
+    columns = {str(name): to_values(frame[name]) for name in frame.columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def schema_of(meta: Any) -> pa.Schema:

@@ -42,6 +42,8 @@ _QUANTIFIERS = frozenset("*+?{")
 _LABEL = re.compile(r"^[^\n:]{0,80}:[ \t]*(?:\n|(?<=[ \t]))", re.MULTILINE)
 _LABELS_WITHIN = 5000
 _LONG_TEXT = 50_000
+_CHARACTERS_PER_TOKEN = 2.5
+_SHARES = (0.3, 0.15, 0.07, 0.03)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,20 +156,29 @@ class OfflineServer(ApiServer):
                 values = rule.match(text)
                 if values is not None:
                     return lambda seed, rule=rule, values=values: rule.answer(values, seed)  # type: ignore[misc]
-        text = generic_answer(call.user_text or call.text)
+        text = generic_answer(call.user_text or call.text, call.max_tokens)
         return lambda seed: text
 
 
-def generic_answer(prompt: str) -> str:
+def generic_answer(prompt: str, max_tokens: int | None = None) -> str:
     """Return the telling sentences of the text in a prompt whose task is not known.
 
-    The text is what follows the last label ("Text:") that leaves most of the prompt behind it.
+    The text is what follows the last label ("Text:") that leaves most of the prompt behind it. Of
+    its sentences as many are taken as the output limit holds, like a model that was told to be
+    brief; what one long sentence has beyond it is cut as everywhere.
     """
     start = 0
     for label in _LABEL.finditer(prompt[:_LABELS_WITHIN]):
         if len(prompt) - label.end() >= 0.6 * len(prompt):
             start = label.end()
-    return condense(prompt[start:], 0.5) or _NOTHING
+    source = prompt[start:]
+    text = condense(source, 0.5) or _NOTHING
+    room = None if max_tokens is None else int(max_tokens * _CHARACTERS_PER_TOKEN)
+    for share in _SHARES:
+        if room is None or len(text) <= room:
+            break
+        text = condense(source, share) or text
+    return text
 
 
 def cut_answer(text: str, max_tokens: int | None, stop: Sequence[str] = ()) -> Answer:

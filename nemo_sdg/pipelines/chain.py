@@ -33,6 +33,13 @@ SPARE_TOKENS = 2
 ESTIMATE_ROOM = 0.9
 """Share of the budget that is used when counts are estimates (a stand-in tokenizer)."""
 
+COUNTS = (
+    *(f"documents.{state}" for state in ("complete", "partial", "empty", "filtered")),
+    *("segments", "requests", "from_ledger", "kept", "rows"),
+    *("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens"),
+)
+"""Counts that every part has; `filtered.<name>` and `dead.<reason>` are there when they occur."""
+
 _LEAST_ROOM = 8
 _FOR_ONE_SAMPLE = JoinSegments | SampleItems | PrependSource
 
@@ -229,7 +236,8 @@ class Chain:
         """
         record = Record(task=self.task.name, id_field=self.id_field)
         chosen = self.choose.apply(frame, record)
-        counts: Counter[str] = Counter({"documents.filtered": len(frame) - len(chosen)})
+        counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
+        counts["documents.filtered"] = len(frame) - len(chosen)
         for name, number in list(record.counts.items()):
             counts[f"documents.{name}"] = number
         record.counts.clear()

@@ -9,11 +9,9 @@ import orjson
 
 from nemo_sdg.llm.offline import OFFLINE_MODEL, OfflineServer, Rule
 from nemo_sdg.llm.server import start_process, stop_at_end_of_input
+from nemo_sdg.pipelines.recipe import OFFLINE
 from nemo_sdg.tasks.registry import all_tasks, load_task_file
 from nemo_sdg.tasks.task import Task
-
-OFFLINE = "offline"
-"""What `--endpoint` says to mean the built-in endpoint."""
 
 __all__ = ["OFFLINE", "OFFLINE_MODEL", "offline_endpoint", "rules_of_tasks"]
 

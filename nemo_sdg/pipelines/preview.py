@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nemo_sdg.data.frames import to_rows
 from nemo_sdg.pipelines.begin import check_identity, open_endpoint, prepare
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.folder import RunFolder
@@ -62,7 +63,7 @@ def _previewed(
         asked = chain.prepare(frame).head(left)
         left -= len(asked)
         answered = chain.generate.apply(asked)
-        for row in answered.to_dict("records"):
+        for row in to_rows(answered):
             output = {name: row[name] for name in chain.task.columns}
             error = row[f"{chain.task.output}_error"]
             yield {
@@ -70,5 +71,5 @@ def _previewed(
                 "id": row.get(recipe.id_field),
                 "source": row.get(recipe.text_field) if chain.reads_documents else None,
                 "output": output if len(output) > 1 else output[chain.task.output],
-                "error": error if isinstance(error, str) else None,
+                "error": error,
             }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg import __version__
-from nemo_sdg.data.frames import schema_of
+from nemo_sdg.data.frames import schema_of, to_rows
 from nemo_sdg.data.parts import read_manifest
 from nemo_sdg.errors import (
     CredentialError,
@@ -99,7 +99,9 @@ def conclude(
         name = chain.task.name
         mine = [summaries[name, p.number] for p in job.parts if p.chain is chain]
         metas = [p.meta for p in job.parts if p.chain is chain]
-        counts[name] = sum((Counter(s["counts"]) for s in mine), Counter())
+        counts[name] = Counter()
+        for summary in mine:
+            counts[name].update(summary["counts"])
         check_counts(name, counts[name])
         folder.forget_parts(name, len(mine))
         folders[name] = folder.data(name, is_only=is_only)
@@ -222,7 +224,7 @@ def _samples(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     each = -(-_SAMPLES // max(1, len(folders)))
     for task, folder in folders.items():
         first = DocumentDataset.read(str(folder)).head(each)
-        taken += [{"task": task} | dict(row) for row in first.to_dict("records")]  # type: ignore[arg-type]
+        taken += [{"task": task} | row for row in to_rows(first)]
         if len(taken) >= _SAMPLES:
             break
     return taken[:_SAMPLES]

@@ -65,15 +65,13 @@ def run(
         return done
     folder.make()
     with folder.owned(), _ended_by_sigterm():
-        folder.write_text("recipe.yaml", recipe.to_yaml())
         state = folder.read_json("state.json") or {}
-        folder.write_json("state.json", state | {"inputs": inputs})
         try:
             with open_endpoint(recipe, observer) as endpoint:
                 job = prepare(recipe, endpoint, folder, fingerprint, state.get("block_bytes"))
-                folder.write_json(
-                    "state.json", state | {"inputs": inputs, "block_bytes": job.block_bytes}
-                )
+                # From here on the folder belongs to these settings: something will be asked.
+                folder.write_text("recipe.yaml", recipe.to_yaml())
+                folder.write_json("state.json", {"inputs": inputs, "block_bytes": job.block_bytes})
                 summaries = do_work(job, endpoint, folder, observer, client)
             return conclude(job, folder, summaries, endpoint, time.perf_counter() - started)
         except BaseException as error:

@@ -10,8 +10,9 @@ from typing import Any
 from nemo_sdg.data.frames import schema_of
 from nemo_sdg.errors import RunStopped
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.worker import EngineLost, close_engines
 from nemo_sdg.pipelines.begin import announce
-from nemo_sdg.pipelines.chain import Chain
+from nemo_sdg.pipelines.chain import Chain, PartResult
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job, Part, estimate
 from nemo_sdg.pipelines.preflight import worker_preflight
@@ -23,6 +24,9 @@ ALLOWED_FAILURES = 20
 
 NO_WORKERS_S = 60.0
 """Without any worker for this long the run stops, resumable, instead of waiting for ever."""
+
+ENGINE_LOSSES = 2
+"""How often a part may lose its engine's process before the run stops."""
 
 _POLL_S = 0.25
 
@@ -46,7 +50,7 @@ def do_work(
     announce(job, endpoint, planned, observer)
     is_only = len(job.chains) == 1
     folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
-    with _cluster(job.recipe, client) as cluster:
+    with _cluster(job.recipe, client, job.ledger) as cluster:
         cluster.run(worker_preflight, endpoint)
         gathered = Gathered(
             parts_total=len(job.parts),
@@ -134,7 +138,7 @@ def _run_part(
         return found  # this task ran before, on a worker that was lost after it had finished
     publish_from_here()
     started = time.perf_counter()
-    made = chain.run(frame)
+    made = _made(chain, frame)
     return folder.write_part(
         name,
         number,
@@ -157,18 +161,27 @@ def _run_part(
     )
 
 
+def _made(chain: Chain, frame: Any) -> PartResult:
+    """Run the chain; when its engine dies, begin anew: what was answered stands in the ledger."""
+    for _ in range(ENGINE_LOSSES):
+        with contextlib.suppress(EngineLost):
+            return chain.run(frame)
+    return chain.run(frame)
+
+
 @contextlib.contextmanager
-def _cluster(recipe: Recipe, client: Any) -> Iterator[Any]:
+def _cluster(recipe: Recipe, client: Any, ledger: str) -> Iterator[Any]:
     """Yield a connected client: the one given, one of a running scheduler, or a local cluster."""
     import dask
 
     if client is not None:
-        yield client
+        with _left_as_found(client, ledger):
+            yield client
         return
     from distributed import Client, LocalCluster
 
     if recipe.scheduler:
-        with Client(recipe.scheduler) as connected:
+        with Client(recipe.scheduler) as connected, _left_as_found(connected, ledger):
             yield connected
         return
     settings = {
@@ -182,12 +195,21 @@ def _cluster(recipe: Recipe, client: Any) -> Iterator[Any]:
         LocalCluster(
             n_workers=recipe.workers,
             threads_per_worker=1,
-            # Off, and on a free port of this machine: without an address the scheduler's own server
-            # wants 8787, and a second run warns that it is taken.
-            dashboard_address=None,
-            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+            # Any free port of this machine: 8787, the usual one, may be another run's.
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address=None,
             silence_logs=50,
         ) as local,
         Client(local) as connected,
     ):
         yield connected
+
+
+@contextlib.contextmanager
+def _left_as_found(cluster: Any, ledger: str) -> Iterator[None]:
+    """Stop the run's engines on workers that go on living after it."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            cluster.run(close_engines, ledger, on_error="ignore")
