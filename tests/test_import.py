@@ -13,8 +13,22 @@ import pytest
 import nemo_sdg
 
 HEAVY = frozenset(
-    "dask distributed pandas numpy pyarrow transformers tokenizers openai httpx aiohttp torch cudf "
-    "cupy vllm".split()
+    [
+        "dask",
+        "distributed",
+        "pandas",
+        "numpy",
+        "pyarrow",
+        "transformers",
+        "tokenizers",
+        "openai",
+        "httpx",
+        "aiohttp",
+        "torch",
+        "cudf",
+        "cupy",
+        "vllm",
+    ]
 )
 MOST_S = 0.3
 

@@ -727,6 +727,7 @@ def test_every_prompt_fits_the_budget_and_no_character_is_lost(
             check(faulty)
 
 
+@pytest.mark.slow
 @pytest.mark.row("M10")
 def test_two_megabytes_without_a_newline_lose_nothing(
     offline_endpoint: Endpoint, bundled_tokenizer: Any
