@@ -174,9 +174,7 @@ class DocumentDataset:
         # Not `dd.from_pandas`: it cuts by index value where the index is sorted, so that equal
         # ones fall together. Nor its conversion: it makes `str` another text dtype.
         with dask.config.set({"dataframe.convert-string": False}):
-            frame = dd.from_map(  # type: ignore[no-untyped-call]
-                _itself, slices, meta=rows.iloc[:0], label="from-pandas"
-            )
+            frame = dd.from_map(_itself, slices, meta=rows.iloc[:0], label="from-pandas")
         if resolve_backend(backend) == "cudf":
             meta = _to_cudf(frame._meta)
             frame = frame.map_partitions(_to_cudf, meta=meta)

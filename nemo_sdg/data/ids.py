@@ -78,10 +78,8 @@ def _with_frame_ids(frame: Any, id_field: str) -> Any:
 
     starts = np.concatenate([[0], np.cumsum(_lengths(frame))[:-1]]).tolist()
     # A frame of its own and not `partition_info`: Dask renumbers that when partitions are picked.
-    start_frame = dd.from_map(  # type: ignore[no-untyped-call]
-        _start_frame, starts, meta=_start_frame(0), label="row-numbers"
-    )
-    return dd.map_partitions(  # type: ignore[no-untyped-call]
+    start_frame = dd.from_map(_start_frame, starts, meta=_start_frame(0), label="row-numbers")
+    return dd.map_partitions(
         _add_ids,
         frame,
         start_frame,

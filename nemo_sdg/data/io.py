@@ -111,7 +111,7 @@ class Source:
         loader = self.loader
         # Dask would turn `str` into another text dtype.
         with dask.config.set({"dataframe.convert-string": False}):
-            return dd.from_map(  # type: ignore[no-untyped-call]
+            return dd.from_map(
                 loader,
                 list(self.partitions),
                 meta=to_frame(loader.table(loader.columns), loader.backend),

@@ -76,6 +76,7 @@ class Job:
     chains: Sequence[Chain]
     parts: Sequence[Part]
     fingerprint: str
+    ledger: str
     block_bytes: int | None
 
 
@@ -145,6 +146,7 @@ def plan_job(
         chains=chains,
         parts=parts,
         fingerprint=fingerprint,
+        ledger=ledger,
         block_bytes=block_bytes,
     )
 
@@ -154,7 +156,8 @@ def estimate(job: Job) -> Estimate:
 
     Sends no request. Reads and tokenizes about 4 MB at most.
     """
-    import dask
+    from dask.base import compute
+    from dask.delayed import delayed
 
     numbers = sorted({part.number for part in job.parts})
     most = len(numbers)
@@ -163,8 +166,8 @@ def estimate(job: Job) -> Estimate:
     step = -(-len(numbers) // most) if numbers else 1
     chosen = set(numbers[::step])
     sample = [part for part in job.parts if part.number in chosen]
-    lazy = [dask.delayed(_count)(part.chain, part.frame) for part in sample]  # type: ignore[attr-defined]
-    counts = dask.compute(*lazy, scheduler="synchronous")  # type: ignore[attr-defined]
+    lazy = [delayed(_count)(part.chain, part.frame) for part in sample]
+    counts = compute(*lazy, scheduler="synchronous")
     scale = len(numbers) / max(1, len(chosen))
     rows, requests, tokens = (round(scale * sum(c[i] for c in counts)) for i in range(3))
     outputs = [c[3] for c in counts]
@@ -287,14 +290,15 @@ def _check_columns(recipe: Recipe, dataset: DocumentDataset, chains: Sequence[Ch
 
 def _sampled(dataset: DocumentDataset, recipe: Recipe) -> DocumentDataset:
     """Keep the documents whose hashes of seed and id are smallest: the same at any partitioning."""
-    import dask
+    from dask.base import compute
+    from dask.delayed import delayed
 
     wanted = recipe.sample or 0
     hashed = [
-        dask.delayed(_hashes)(frame, recipe.id_field, recipe.seed)  # type: ignore[attr-defined]
+        delayed(_hashes)(frame, recipe.id_field, recipe.seed)
         for frame in dataset.df[[recipe.id_field]].to_delayed()
     ]
-    smallest = sorted(h for part in dask.compute(*hashed) for h in sorted(part)[:wanted])  # type: ignore[attr-defined]
+    smallest = sorted(h for part in compute(*hashed) for h in sorted(part)[:wanted])
     limit = smallest[:wanted][-1] if smallest[:wanted] else -1
     return dataset.apply(
         _below, dataset.df._meta, id_field=recipe.id_field, seed=recipe.seed, limit=limit
@@ -316,7 +320,7 @@ def _below(frame: Any, id_field: str, seed: int, limit: int) -> Any:
 
 
 def _planned_parts(recipe: Recipe, chain: Chain, fingerprint: str) -> list[Part]:
-    import dask
+    from dask.delayed import delayed
 
     total = recipe.num_samples
     size = max(1, -(-total // (PARTS_PER_WORKER * recipe.workers)))
@@ -327,7 +331,7 @@ def _planned_parts(recipe: Recipe, chain: Chain, fingerprint: str) -> list[Part]
             chain=chain,
             number=number,
             fingerprint=f"{fingerprint}-{size}",
-            frame=dask.delayed(planned_rows)(  # type: ignore[attr-defined]
+            frame=delayed(planned_rows)(
                 chain.task, start, min(start + size, total), total, recipe.seed, recipe.id_field
             ),
             meta=meta,

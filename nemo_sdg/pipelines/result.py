@@ -198,7 +198,9 @@ def as_known(error: BaseException) -> BaseException:
 def _busy_seconds(summaries: list[dict[str, Any]]) -> float:
     if not summaries:
         return 0.0
-    return round(max(s["ended"] for s in summaries) - min(s["started"] for s in summaries), 3)
+    began: float = min(s["started"] for s in summaries)
+    ended: float = max(s["ended"] for s in summaries)
+    return round(ended - began, 3)
 
 
 def _dead_share(counts: Mapping[str, int]) -> float:

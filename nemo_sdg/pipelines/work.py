@@ -76,14 +76,14 @@ def _computed(
     gathered: Gathered,
     observer: Observer,
 ) -> Iterator[dict[str, Any]]:
-    import dask
+    from dask.delayed import delayed
 
     schemas = {}
     for part in due:
         name = part.chain.task.name
         if name not in schemas:
             schemas[name] = schema_of(part.chain.meta(part.meta))
-    work = dask.delayed(_run_part, pure=False)  # type: ignore[attr-defined]
+    work = delayed(_run_part, pure=False)
     lazy = [
         work(
             part.chain,
@@ -191,7 +191,7 @@ def _cluster(recipe: Recipe, client: Any, ledger: str) -> Iterator[Any]:
         "distributed.worker.profile.enabled": False,
     }
     with (
-        dask.config.set(settings),  # type: ignore[attr-defined]
+        dask.config.set(settings),
         LocalCluster(
             n_workers=recipe.workers,
             threads_per_worker=1,
