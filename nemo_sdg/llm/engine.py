@@ -358,11 +358,8 @@ async def serve(connection: socket.socket) -> None:
             await writer.wait_closed()
 
 
-def main() -> None:
-    """Run an engine on the inherited socket whose number is the first argument."""
-    # Ctrl-C reaches the whole process group; the worker decides what becomes of the engine.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = socket.socket(fileno=int(sys.argv[1]))
+def run_in_loop(connection: socket.socket) -> None:
+    """Serve in a new event loop, uvloop's where it is installed."""
     connection.setblocking(False)
     runner: Any = asyncio.run
     with contextlib.suppress(ImportError):
@@ -370,6 +367,13 @@ def main() -> None:
 
         runner = uvloop.run
     runner(serve(connection))
+
+
+def main() -> None:
+    """Run an engine on the inherited socket whose number is the first argument."""
+    # Ctrl-C reaches the whole process group; the worker decides what becomes of the engine.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run_in_loop(socket.socket(fileno=int(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from nemo_sdg import errors
 from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
-from nemo_sdg.llm.engine import EngineConfig, serve
+from nemo_sdg.llm.engine import EngineConfig, run_in_loop
 from nemo_sdg.llm.frames import receive_frame, write_frame
 from nemo_sdg.llm.ledger import read_reply
 from nemo_sdg.llm.limits import FailureGuard
@@ -129,7 +129,7 @@ class EngineHandle:
 
     def close(self) -> None:
         """Stop the engine: requests on their way are cancelled, what was answered is filed."""
-        self._fail(EngineLost("the engine was closed"))
+        self._fail(errors.Interrupted("the engine was closed"))
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
@@ -286,10 +286,7 @@ def _read_answer(token: int, ok: bool, *payload: Any) -> tuple[int, Answer]:
 def _start(connection: socket.socket, place: str) -> subprocess.Popen[bytes] | threading.Thread:
     """Start an engine on its end of the socket: a child process, or a thread for comparison."""
     if place == "thread":
-        import asyncio
-
-        connection.setblocking(False)
-        thread = threading.Thread(target=lambda: asyncio.run(serve(connection)), daemon=True)
+        thread = threading.Thread(target=run_in_loop, args=(connection,), daemon=True)
         thread.start()
         return thread
     with connection:
@@ -324,11 +321,12 @@ def get_engine(config: EngineConfig) -> EngineHandle:
 
 
 @atexit.register
-def close_engines() -> None:
-    """Stop every engine of this process."""
+def close_engines(ledger: str | None = None) -> None:
+    """Stop the engines of this process; with `ledger`, those that file their answers there."""
     with _engines_lock:
-        while _engines:
-            _engines.popitem()[1].close()
+        for place in list(_engines):
+            if ledger is None or place[1].ledger == ledger:
+                _engines.pop(place).close()
 
 
 def engines() -> list[EngineHandle]:
