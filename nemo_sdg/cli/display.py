@@ -143,6 +143,7 @@ def show_result(result: RunResult, console: Console | None = None) -> None:
         _show_row(console, row)
     console.print()
     lines = [f"{task}: {folder}" for task, folder in result.data_folders.items()]
+    lines += [_ratio_line(task, *ratio) for task, ratio in result.ratios.items()]
     cost = "unknown (no price given)" if result.cost is None else f"{result.cost:,.4f}"
     lines += [f"cost: {cost}", f"run folder: {result.folder}"]
     if result.was_complete_before:
@@ -156,6 +157,11 @@ def show_result(result: RunResult, console: Console | None = None) -> None:
         )
     for line in lines:
         console.print(Text(line), soft_wrap=True)
+
+
+def _ratio_line(task: str, ratio: float, published: float | None) -> str:
+    known = "" if published is None else f" (published: {published:g})"
+    return f"{task}: {ratio:.2f} tokens out for each token of text{known}"
 
 
 def result_table(result: RunResult) -> Table:
@@ -225,12 +231,20 @@ def _show_row(console: Console, row: Mapping[str, Any]) -> None:
 
 
 def shortened(value: Any, most: int = _SAMPLE_CHARACTERS) -> str:
-    """Return a value as one line of at most `most` characters, control characters escaped."""
+    """Return a value as one line of at most `most` characters, control characters escaped.
+
+    Of a long text beginning and end are kept: questions stand behind their source.
+    """
     text = value if isinstance(value, str) else str(value)
-    text = text[: 4 * most].replace("\n", " ⏎ ")
+    if len(text) > 4 * most:
+        text = text[: 2 * most] + text[-2 * most :]
+    text = text.replace("\n", " ⏎ ")
     # What could move the cursor or colour a terminal is shown, not done.
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    if len(text) <= most:
+        return text
+    tail = most // 2
+    return f"{text[: most - tail - 3]} … {text[-tail:]}"
 
 
 def _out() -> Console:

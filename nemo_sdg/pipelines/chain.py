@@ -17,9 +17,17 @@ from typing import Any
 from nemo_sdg.data.backend import from_values, is_list, to_values
 from nemo_sdg.errors import ConfigurationError, NemoSdgError
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.stages.base import JOINED_FIELD, Record, Sequential, Stage
+from nemo_sdg.stages.base import JOINED_FIELD, Record, Sequential, Stage, with_columns
 from nemo_sdg.stages.generate import Generate
-from nemo_sdg.stages.reshape import Explode, Join, JoinElements, Prepend, Sample, Segment
+from nemo_sdg.stages.reshape import (
+    TOKENS_FIELD,
+    Explode,
+    Join,
+    JoinElements,
+    Prepend,
+    Sample,
+    Segment,
+)
 from nemo_sdg.stages.select import Modify, ScoreFilter
 from nemo_sdg.tasks.steps import JoinItems, JoinSegments, PrependSource, SampleItems
 from nemo_sdg.tasks.task import CleanStep, FlowTask, Task
@@ -178,6 +186,10 @@ class Chain:
         return Sequential(stages)
 
     @property
+    def _count_field(self) -> str:
+        return f"{self.task.output}_token_count"
+
+    @property
     def joins(self) -> bool:
         """True where segments become documents again."""
         return any(isinstance(step, JoinSegments) for step in self.task.clean)
@@ -185,7 +197,12 @@ class Chain:
     @singledispatchmethod
     def _stage_of(self, step: CleanStep) -> Stage:
         if isinstance(step, ColumnFilter):
-            return ScoreFilter(step, text_field=self.task.output, tokenizer=self.tokenizer)
+            return ScoreFilter(
+                step,
+                text_field=self.task.output,
+                score_field=self._count_field if isinstance(step, TokenCount) else None,
+                tokenizer=self.tokenizer,
+            )
         return Modify(step, text_field=self.task.output)
 
     @_stage_of.register
@@ -223,7 +240,7 @@ class Chain:
     def meta(self, frame: Any) -> Any:
         """Return the empty frame of the data parts, for a partition's empty `frame`."""
         frame = self.admit.meta(self.split.meta(self.choose.meta(frame)))
-        return self._tidy(self.finish.meta(self._alive(self.generate.meta(frame))))
+        return self._tidy(self.shape_of(self._kept(self.generate.meta(frame), None)))
 
     def prepare(self, frame: Any, record: Record | None = None) -> Any:
         """Return the rows that will be asked about: everything before the first request."""
@@ -253,13 +270,16 @@ class Chain:
         joined = JOINED_FIELD in kept.columns
         counts["kept"] = int(kept[JOINED_FIELD].sum()) if joined else len(kept)
         counts["rows"] = len(data)
+        if f"{self.task.output}_ratio" in kept.columns:
+            counts["source_tokens"] = int(kept[TOKENS_FIELD].sum())
+            counts["result_tokens"] = int(kept[self._count_field].sum())
         counts.update(self._documents(chosen, segments, kept))
         check_counts(self.task.name, counts)
         return PartResult(data, record, counts)
 
-    def _kept(self, answered: Any, record: Record) -> Any:
+    def _kept(self, answered: Any, record: Record | None) -> Any:
         stages = self.finish.stages[:-1] if self.shape == "rows" else self.finish.stages
-        return Sequential(stages).apply(self._alive(answered), record)
+        return self._measured(Sequential(stages).apply(self._alive(answered), record))
 
     def shape_of(self, kept: Any) -> Any:
         """Return the kept rows in the shape asked for."""
@@ -278,9 +298,18 @@ class Chain:
 
     def _tidy(self, frame: Any) -> Any:
         """Drop what only the chain itself needs; number the rows anew."""
-        items = f"{self.task.output}_items"
-        gone = [name for name in (items,) if name in frame.columns]
+        extra = [f"{self.task.output}_items"]
+        if self.shape == "rows":
+            extra += [self._count_field, f"{self.task.output}_ratio"]  # of the text, not of a row
+        gone = [name for name in extra if name in frame.columns]
         return frame.drop(columns=gone).reset_index(drop=True)
+
+    def _measured(self, kept: Any) -> Any:
+        """Add `<output>_ratio`, tokens of the output for each token of its segment (float64)."""
+        if not {self._count_field, TOKENS_FIELD} <= set(kept.columns):
+            return kept
+        ratio = kept[self._count_field].astype("float64") / kept[TOKENS_FIELD].astype("float64")
+        return with_columns(kept, {f"{self.task.output}_ratio": ratio})
 
     def _documents(self, chosen: Any, segments: Any, kept: Any) -> Counter[str]:
         """Count documents by what became of their segments."""

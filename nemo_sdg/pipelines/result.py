@@ -29,6 +29,7 @@ from nemo_sdg.llm.request import Usage
 from nemo_sdg.pipelines.chain import check_counts
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job
+from nemo_sdg.tasks.task import Task
 
 DEAD_LETTERS_ALLOWED = 0.05
 TOKEN_COUNTS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
@@ -46,6 +47,8 @@ class RunResult:
         was_complete_before: nothing had to be done.
         samples: a few rows, task under "task".
         cost: None where a price is unknown.
+        ratios: task -> (tokens of the outputs for each token of their segments, the figure
+            published for the task or None).
     """
 
     folder: Path
@@ -58,6 +61,7 @@ class RunResult:
     tokens: Mapping[str, int] = field(default_factory=dict)
     data_folders: Mapping[str, Path] = field(default_factory=dict)
     task_seconds: Mapping[str, float] = field(default_factory=dict)
+    ratios: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
 
 
 def finished_before(folder: RunFolder, fingerprint: str) -> RunResult | None:
@@ -79,6 +83,7 @@ def finished_before(folder: RunFolder, fingerprint: str) -> RunResult | None:
         tokens=report["tokens"],
         data_folders=data,
         task_seconds=report["task_seconds"],
+        ratios={task: (one, other) for task, (one, other) in report["ratios"].items()},
     )
 
 
@@ -122,6 +127,7 @@ def conclude(
         tokens=tokens,
         data_folders=folders,
         task_seconds=task_seconds,
+        ratios=_ratios(job, counts),
     )
     folder.write_json("run.json", _report(job, result, endpoint))
     return result
@@ -138,6 +144,7 @@ def _report(job: Job, result: RunResult, endpoint: Endpoint) -> dict[str, Any]:
         "cost": result.cost,
         "seconds": result.seconds,
         "task_seconds": result.task_seconds,
+        "ratios": result.ratios,
         "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": {t: str(p.relative_to(result.folder)) for t, p in result.data_folders.items()},
         "seed": job.recipe.seed,
@@ -201,6 +208,18 @@ def _busy_seconds(summaries: list[dict[str, Any]]) -> float:
     began: float = min(s["started"] for s in summaries)
     ended: float = max(s["ended"] for s in summaries)
     return round(ended - began, 3)
+
+
+def _ratios(
+    job: Job, counts: Mapping[str, Mapping[str, int]]
+) -> dict[str, tuple[float, float | None]]:
+    found = {}
+    for chain in job.chains:
+        one = counts[chain.task.name]
+        if one.get("source_tokens"):
+            published = chain.task.published_ratio if isinstance(chain.task, Task) else None
+            found[chain.task.name] = one["result_tokens"] / one["source_tokens"], published
+    return {name: (round(ratio, 3), published) for name, (ratio, published) in found.items()}
 
 
 def _dead_share(counts: Mapping[str, int]) -> float:

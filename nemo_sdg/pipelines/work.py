@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -202,7 +203,13 @@ def _cluster(recipe: Recipe, client: Any, ledger: str) -> Iterator[Any]:
         ) as local,
         Client(local) as connected,
     ):
+        connected.run(_leave_ctrl_c_alone)
         yield connected
+
+
+def _leave_ctrl_c_alone() -> None:
+    """Ignore Ctrl-C in a worker: it reaches the whole group, and the client ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from nemo_sdg.text.segment import Missing, join_segments, split_pack
 from nemo_sdg.text.tokens import Tokenizer
 
 NUM_SEGMENTS_FIELD, TOKENS_FIELD = "num_segments", "segment_token_count"
+CONTINUES_FIELD = "segment_continues"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Segment(Stage):
     """Split documents into segments that fill a token budget, one row a segment.
 
     Columns in: `text_field`. Columns out: all of the document's, with the segment's text in
-    `text_field`, and `segment_id` (int64, from 0), `num_segments` and `segment_token_count`
-    (int64). Order: documents as they came, segments in order. A null text has no segment.
+    `text_field`, and `segment_id` (int64, from 0), `num_segments`, `segment_token_count` (int64)
+    and `segment_continues` (bool: cut off its predecessor, no separator between). Order: documents as they came, segments in order. A null text has no segment.
     Nothing of a text is lost (`nemo_sdg.text.segment.split_pack`).
     """
 
@@ -60,6 +61,7 @@ class Segment(Stage):
             SEGMENT_FIELD: made.index,
             NUM_SEGMENTS_FIELD: made.count,
             TOKENS_FIELD: made.tokens,
+            CONTINUES_FIELD: made.continues,
         }
         return with_columns(rows, {self.text_field: made.text, **numbers})
 
@@ -75,7 +77,7 @@ class Join(Stage):
     Columns in: `output` (text, null where a segment failed), `text_field`, `id_field`,
     `segment_id`, `num_segments`. Columns out: the document's own, `text_field` and `output`
     joined, `<output>_call` as a list, `num_joined_segments` (int64) and `<output>_complete`
-    (bool). `segment_id`, `segment_token_count` and `<output>_error` go. Order: documents by first
+    (bool). What belongs to one segment and `<output>_error` go. Order: documents by first
     appearance. A document of which nothing is left has no row.
 
     `missing` says what becomes of documents with gaps: `mark` joins what is there, `drop-document`
@@ -105,11 +107,9 @@ class Join(Stage):
             missing=policy,
             originals=frame[self.text_field],
         )
-        source = join_segments(
-            frame[self.text_field], document, index, count, separator=self.separator
-        )
+        source = join_segments(self._with_separators(frame), document, index, count, separator="")
         first = frame.drop_duplicates(self.id_field).reset_index(drop=True)
-        gone = [SEGMENT_FIELD, TOKENS_FIELD, f"{self.output}_error"]
+        gone = [SEGMENT_FIELD, TOKENS_FIELD, CONTINUES_FIELD, f"{self.output}_error"]
         joined = with_columns(
             first.drop(columns=[name for name in gone if name in first.columns]),
             {
@@ -127,6 +127,14 @@ class Join(Stage):
     def meta(self, frame: Any) -> Any:
         """Return the empty frame with the columns as declared."""
         return self.apply(frame.iloc[:0])
+
+    def _with_separators(self, frame: Any) -> Any:
+        """Put the separator before each source text that followed one, so that cuts leave none."""
+        texts, index = frame[self.text_field], frame[SEGMENT_FIELD]
+        bare = index == index.groupby(frame[self.id_field]).transform("min")
+        if CONTINUES_FIELD in frame.columns:
+            bare = bare | frame[CONTINUES_FIELD]
+        return texts.where(bare, self.separator + texts)
 
     def _without_gaps(self, joined: Any, record: Record | None) -> Any:
         gaps = ~joined[f"{self.output}_complete"]

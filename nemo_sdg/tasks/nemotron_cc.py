@@ -80,6 +80,7 @@ wikipedia_rephrase = register(
         offline=_rephrase_offline,
         doc="Rewrite a document in the style of an encyclopedia.",
         source=SOURCE,
+        published_ratio=0.83,
     )
 )
 
@@ -147,6 +148,7 @@ diverse_qa = register(
         offline=_pairs_offline,
         doc="Write question-answer pairs of several kinds about a text, and put them behind it.",
         source=SOURCE,
+        published_ratio=1.11,
     )
 )
 
@@ -205,6 +207,7 @@ distill = register(
         offline=_distill_offline,
         doc="Condense a text without losing its facts.",
         source=SOURCE,
+        published_ratio=0.35,
     )
 )
 
@@ -255,6 +258,7 @@ extract_knowledge = register(
         offline=_passages_offline,
         doc="Rewrite the knowledge in a text as textbook passages.",
         source=SOURCE,
+        published_ratio=0.67,
     )
 )
 
@@ -304,5 +308,6 @@ knowledge_list = register(
         offline=_facts_offline,
         doc="List the facts of a text, one sentence each.",
         source=SOURCE,
+        published_ratio=0.45,
     )
 )

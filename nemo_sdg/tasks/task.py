@@ -167,6 +167,8 @@ class Task(_Face):
         plan: rows of a task without input.
         offline: (values, seed) -> answer, for the built-in model-free endpoint.
         source: the paper or report the technique comes from.
+        published_ratio: tokens of the output for each token of the source that the source
+            reports; a sanity band for one's own runs.
     """
 
     name: str
@@ -186,6 +188,7 @@ class Task(_Face):
     plan: Plan | None = None
     offline: Callable[[Mapping[str, str], int], str] | None = None
     source: str = ""
+    published_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if not self.columns:
