@@ -12,24 +12,8 @@ import pytest
 
 import nemo_sdg
 
-HEAVY = frozenset(
-    [
-        "dask",
-        "distributed",
-        "pandas",
-        "numpy",
-        "pyarrow",
-        "transformers",
-        "tokenizers",
-        "openai",
-        "httpx",
-        "aiohttp",
-        "torch",
-        "cudf",
-        "cupy",
-        "vllm",
-    ]
-)
+HEAVY = {"dask", "distributed", "pandas", "numpy", "pyarrow", "transformers", "tokenizers"}
+HEAVY |= {"openai", "httpx", "aiohttp", "torch", "cudf", "cupy", "vllm"}
 MOST_S = 0.3
 
 PROBE = """

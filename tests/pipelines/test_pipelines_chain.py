@@ -132,6 +132,20 @@ def test_the_answers_are_clean_and_long_enough(
         assert all(text.startswith(source + "\n\nQuestion:") for source, text in rows)
 
 
+@pytest.mark.row("N4")
+def test_the_compression_of_every_text_is_a_column(
+    results: dict[str, tuple[Chain, PartResult]], bundled_tokenizer: Any
+) -> None:
+    _, result = results["distill"]
+    data = result.data
+    before = bundled_tokenizer.count(list(data["text"]))
+    after = bundled_tokenizer.count(list(data["distill"]))
+    assert list(data["distill_ratio"]) == pytest.approx(list(after / before))
+    assert data["distill_ratio"].between(0.05, 1.0).all()
+    assert result.counts["source_tokens"] == before.sum()
+    assert result.counts["result_tokens"] == after.sum()
+
+
 @pytest.mark.parametrize("name", ["wikipedia_rephrase", "diverse_qa"])
 def test_the_same_run_again_and_in_pieces_gives_the_same_rows(
     results: dict[str, tuple[Chain, PartResult]], articles: pd.DataFrame, name: str
@@ -320,6 +334,7 @@ def test_list_chain_on_the_vectors_of_the_sheet(
     assert list(rows.data["fact"]) == facts
     assert list(rows.data.columns) == [
         "id", "text", "segment_id", "num_segments", "segment_token_count",
+        "segment_continues",
         "knowledge_list_error", "knowledge_list_call", "item_id", "fact",
     ]  # fmt: skip
     assert rows.counts["rows"] == len(facts) and rows.counts["kept"] == result.counts["kept"]
@@ -661,10 +676,11 @@ def test_the_wikipedia_flow_runs_with_each_part_replaced(
             "cleaning": {"task": replace(task, clean=(str_swapcase, *task.clean[2:]))},
             "filter": {"task": replace(task, clean=(*task.clean[:-1], Vowels()))},
         }[part]
-        result = replace(plain, **other).run(frame)
+        chain = replace(plain, **other)
+        result = chain.run(frame)
     sums(result)
     assert result.counts["documents.complete"] >= 10
-    assert list(result.data.columns) == list(plain.meta(frame.iloc[:0]).columns)
+    assert list(result.data.columns) == list(chain.meta(frame.iloc[:0]).columns)
     rephrased = result.data["rephrased"]
     if part == "endpoint":
         assert rephrased.iloc[1][:40] in result.data["text"].iloc[1]

@@ -84,6 +84,19 @@ def test_a_document_of_twelve_lines_becomes_segments_and_one_row_again(segment: 
     assert not gone & set(joined.columns)
 
 
+@pytest.mark.parametrize("first_lost", [False, True])
+def test_a_line_that_was_cut_comes_back_as_it_was(segment: Segment, first_lost: bool) -> None:
+    line, lines = " ".join(LINES), "\n".join(LINES)
+    frame = pd.DataFrame({"id": [1, 2, 3], "text": [line, lines, f"{lines}\n{line}"]})
+    segments = segment(frame)
+    assert segments["segment_continues"].any() and not segments["segment_continues"].all()
+    if first_lost:
+        segments = segments[segments["segment_id"] > 0]
+    joined = Join("out")(answered(segments))
+    for text, whole in zip(joined["text"], frame["text"], strict=True):
+        assert whole.endswith(text) if first_lost else whole == text
+
+
 @pytest.mark.row("N2")
 def test_order_holds_when_processed_twice_and_in_any_row_order(segment: Segment) -> None:
     once = Join("out")(answered(segment(documents())))
