@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any, ClassVar
 
+import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
@@ -600,7 +601,7 @@ class Words:
 
     def count(self, texts: Any) -> Any:
         values = texts.to_pylist() if isinstance(texts, pa.Array) else texts
-        return pa.array([len((t or "").split()) for t in values]).to_numpy()
+        return np.array([len((t or "").split()) for t in values], dtype="int64")
 
     def count_column(self, column: Any) -> Any:
         return from_values(list(self.count(to_values(column))), like=column, dtype="int64")
