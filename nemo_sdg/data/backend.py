@@ -25,6 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_sdg.data.regex import to_re2
 from nemo_sdg.errors import BackendError, DataError
 
 Backend = Literal["pandas", "cudf"]
@@ -200,71 +201,6 @@ def from_values(values: Sequence[Any], *, like: Any, dtype: Dtype) -> Any:
 
 # -------------------------------------------------------------------------- regular expressions
 
-# Inside a class RE2 takes these without brackets. Python and cuDF read \d, \w, \s as Unicode, RE2
-# as ASCII: spelled out, the three agree.
-_RE2_CLASSES = {
-    "d": r"\p{Nd}",
-    "w": r"\p{L}\p{N}_",
-    "s": r"\t-\r\x1c-\x1f\x{85}\p{Z}",
-}
-_SIMPLE_ESCAPES = frozenset("tnrfvxbB")
-
-
-@functools.cache
-def _re2(pattern: str) -> str:
-    """Check that Python, RE2 and cuDF read `pattern` alike and spell it out for RE2."""
-
-    def refuse(what: str) -> ValueError:
-        return ValueError(f"{what} in the pattern {pattern!r}: cuDF or RE2 has no such thing")
-
-    out: list[str] = []
-    in_class = False
-    quantified = False
-    i = 0
-    while i < len(pattern):
-        char = pattern[i]
-        was_quantified, quantified = quantified, False
-        if char == "\\":
-            escape = pattern[i + 1 : i + 2]
-            lower = escape.lower()
-            if lower in _RE2_CLASSES:
-                if escape != lower and in_class:
-                    raise refuse(f"\\{escape} inside brackets")
-                body = _RE2_CLASSES[lower]
-                negate = "" if escape == lower else "^"
-                out.append(body if in_class else f"[{negate}{body}]")
-            elif escape.isalnum() and escape not in _SIMPLE_ESCAPES:
-                raise refuse(f"\\{escape}")
-            else:
-                out.append(char + escape)
-            i += 2
-            continue
-        if in_class:
-            if pattern.startswith("[:", i):
-                raise refuse("a POSIX class")
-            in_class = char != "]" or out[-1] in {"[", "[^"}
-            if char == "[":
-                out.append(r"\[")
-                i += 1
-                continue
-        elif char == "[":
-            in_class = True
-            if pattern.startswith("[^", i):
-                char = "[^"
-        elif char == "(" and pattern.startswith("(?", i) and not pattern.startswith("(?:", i):
-            raise refuse("a look-around, flag or named group")
-        elif char == "+" and was_quantified:
-            raise refuse("a possessive quantifier")
-        elif char in "*+?}":
-            quantified = True
-        out.append(char)
-        i += len(char)
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"the pattern {pattern!r} is no regular expression: {error}") from error
-    return "".join(out)
-
 
 def replace_regex(series: Any, pattern: str, replacement: str) -> Any:
     r"""Replace every match of `pattern` in a text column; null stays null, the index is kept.
@@ -276,7 +212,7 @@ def replace_regex(series: Any, pattern: str, replacement: str) -> Any:
         ValueError: a pattern with look-around, `\p{..}`, back-references, inline flags, named
             groups or possessive quantifiers, or a replacement with another escape than `\<digit>`.
     """
-    compiled = _re2(pattern)
+    compiled = to_re2(pattern)
     if re.search(r"\\(?!\d)", replacement):
         raise ValueError(f"the replacement {replacement!r} may hold no escape but \\1 to \\9")
     if is_cudf(series):
@@ -293,7 +229,7 @@ def contains_regex(series: Any, pattern: str) -> Any:
     Raises:
         ValueError: as `replace_regex`.
     """
-    compiled = _re2(pattern)
+    compiled = to_re2(pattern)
     if is_cudf(series):
         return series.str.contains(pattern, regex=True).fillna(False).astype("bool")
     found = pc.match_substring_regex(to_arrow(series), pattern=compiled)

@@ -37,8 +37,9 @@ class Segment(Stage):
 
     Columns in: `text_field`. Columns out: all of the document's, with the segment's text in
     `text_field`, and `segment_id` (int64, from 0), `num_segments`, `segment_token_count` (int64)
-    and `segment_continues` (bool: cut off its predecessor, no separator between). Order: documents as they came, segments in order. A null text has no segment.
-    Nothing of a text is lost (`nemo_sdg.text.segment.split_pack`).
+    and `segment_continues` (bool: it goes on where its predecessor was cut, no separator between).
+    Order: documents as they came, segments in order. A null text has no segment. Nothing of a text
+    is lost (`nemo_sdg.text.segment.split_pack`).
     """
 
     tokenizer: Tokenizer
@@ -56,7 +57,9 @@ class Segment(Stage):
             max_tokens=self.max_tokens,
             separator=self.separator,
         )
-        rows = frame.take(made.parent).reset_index(drop=True)
+        # Without its text: a long document would be copied once for every segment of its own.
+        bare = with_columns(frame, {self.text_field: frame[self.text_field].str.slice(0, 0)})
+        rows = bare.take(made.parent).reset_index(drop=True)
         numbers = {
             SEGMENT_FIELD: made.index,
             NUM_SEGMENTS_FIELD: made.count,

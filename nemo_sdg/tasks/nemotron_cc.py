@@ -255,6 +255,7 @@ extract_knowledge = register(
             max_output_tokens=1400,
         ),
         sampling=NEMOTRON_CC,
+        ordinary=frozenset({"nothing_to_extract"}),
         offline=_passages_offline,
         doc="Rewrite the knowledge in a text as textbook passages.",
         source=SOURCE,
