@@ -17,12 +17,12 @@ demo: $(STAMP)
 	@$(BIN)/nemo-sdg run examples/recipes/nemotron-cc.yaml --output $(DEMO_RUN)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not slow and not gpu" -rs --durations=5
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(STAMP)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,fast,serve]"
-	@$(BIN)/python -m pytest -rs --durations=10
-	@$(BIN)/python ci/rows.py
+	@$(BIN)/python -m pytest --junit-xml=.pytest-junit.xml
+	@$(BIN)/python ci/rows.py --junit .pytest-junit.xml
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

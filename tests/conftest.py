@@ -6,6 +6,7 @@ Engines are child processes that outlive a test on purpose; they are closed when
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,14 +77,20 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
     skipped = terminal.stats.get("skipped", [])
     if skipped:
         terminal.write_line(f"skipped ({len(skipped)}):")
-        for report in sorted(skipped, key=lambda report: report.nodeid):
-            terminal.write_line(f"  {report.nodeid}: {_reason(report)}")
+        same = Counter((_function(report.nodeid), _reason(report)) for report in skipped)
+        for (name, reason), count in sorted(same.items()):
+            times = f" ({count} cases)" if count > 1 else ""
+            terminal.write_line(f"  {name}{times}: {reason}")
     left_out = terminal.stats.get("deselected", [])
     marks = session.config.getoption("markexpr")
     if left_out and marks:
         terminal.write_line(f"left out by -m {marks!r} ({len(left_out)}):")
-        for item in left_out:
-            terminal.write_line(f"  {item.nodeid}")
+        for name in dict.fromkeys(_function(item.nodeid) for item in left_out):
+            terminal.write_line(f"  {name}")
+
+
+def _function(nodeid: str) -> str:
+    return nodeid.partition("[")[0]
 
 
 def _reason(report: Any) -> str:
