@@ -2,7 +2,7 @@
 
     from nemo_sdg import DocumentDataset, Endpoint, Generate, get_task
 
-    dataset = DocumentDataset.read_json("articles/*.jsonl")
+    dataset = DocumentDataset.read_json("articles/*.jsonl").with_ids()
     endpoint = Endpoint(url="http://localhost:8000/v1", model="llama-3.1-8b")
     Generate(get_task("distill"), endpoint)(dataset).to_parquet("distilled")
 

@@ -343,7 +343,10 @@ def _planned_parts(recipe: Recipe, chain: Chain, fingerprint: str) -> list[Part]
 def planned_rows(
     task: Task | FlowTask, start: int, stop: int, total: int, seed: int, id_field: str
 ) -> Any:
-    """Return rows `start` to `stop` of a task that needs no input; their number is their id."""
+    """Return rows `start` to `stop` of a task that needs no input; their number is their id.
+
+    Always pandas: what is planned is a few short columns, and its answers come from the host.
+    """
     import pandas as pd
 
     assert task.plan is not None

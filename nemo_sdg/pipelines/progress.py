@@ -157,6 +157,23 @@ class Gathered:
             note=notes[0] if notes else "",
         )
 
+    def conclude(self, summaries: list[dict[str, Any]]) -> None:
+        """Take the counts of the finished parts: the last words of the workers may be under way."""
+        counts: Counter[str] = Counter()
+        for summary in summaries:
+            one = summary["counts"]
+            dead = sum(number for name, number in one.items() if name.startswith("dead."))
+            counts.update(
+                {
+                    "from_ledger": one["requests"],
+                    "rows": one["kept"] + dead,
+                    "errors": dead,
+                    "input_tokens": one["input_tokens"],
+                    "output_tokens": one["output_tokens"],
+                }
+            )
+        self._workers = {"": {"counts": dict(counts), "in_flight": 0, "note": ""}}
+
     def _seconds_left(self, done: int, rate: float) -> float | None:
         if self.requests_total is None or rate <= 0:
             return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nemo_sdg.data.frames import schema_of
-from nemo_sdg.errors import RunStopped
+from nemo_sdg.errors import ConfigurationError, RunStopped
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.worker import EngineLost, close_engines
 from nemo_sdg.pipelines.begin import announce
@@ -65,6 +65,7 @@ def do_work(
         finally:
             with contextlib.suppress(Exception):
                 cluster.unsubscribe_topic(TOPIC)
+        gathered.conclude(list(summaries.values()))
         observer.progress(gathered.state())
     return summaries
 
@@ -179,7 +180,7 @@ def _cluster(recipe: Recipe, client: Any, ledger: str) -> Iterator[Any]:
         with _left_as_found(client, ledger):
             yield client
         return
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     if recipe.scheduler:
         with Client(recipe.scheduler) as connected, _left_as_found(connected, ledger):
@@ -193,14 +194,7 @@ def _cluster(recipe: Recipe, client: Any, ledger: str) -> Iterator[Any]:
     }
     with (
         dask.config.set(settings),
-        LocalCluster(
-            n_workers=recipe.workers,
-            threads_per_worker=1,
-            # Any free port of this machine: 8787, the usual one, may be another run's.
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address=None,
-            silence_logs=50,
-        ) as local,
+        _local_cluster(recipe.workers) as local,
         Client(local) as connected,
     ):
         connected.run(_leave_ctrl_c_alone)
@@ -220,3 +214,32 @@ def _left_as_found(cluster: Any, ledger: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(Exception):
             cluster.run(close_engines, ledger, on_error="ignore")
+
+
+def _local_cluster(workers: int) -> Any:
+    """Start worker processes on this machine.
+
+    Raises:
+        ConfigurationError: they cannot start, because the script that calls `run` has no guard.
+    """
+    import multiprocessing
+
+    from distributed import LocalCluster
+
+    guard = (
+        'a script that runs recipes must do so under `if __name__ == "__main__":`, '
+        "since worker processes import it"
+    )
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigurationError(guard)  # this is a worker that imports the script
+    try:
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            # Any free port of this machine: 8787, the usual one, may be another run's.
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address=None,
+            silence_logs=50,
+        )
+    except RuntimeError as error:
+        raise ConfigurationError(f"the worker processes did not start ({error}); {guard}") from None
