@@ -28,6 +28,7 @@ _HAN_OR_KANA = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 _WORD = re.compile(rf"[{_CJK}]{{1,2}}|[^\W\d_{_CJK}]+|\d+")
 _CONTROL = re.compile(r"[\x00-\x07\x0e-\x1f\x7f\ufeff\u200b]|\x1b\[[0-9;]*[A-Za-z]")
 _OVERSTRIKE = re.compile(r"[^\n]\x08")  # bold and underline of man pages
+_RULER = re.compile(r"([-=*_~^#+.])\1{3,}")  # three are enough to know one by
 _MARK = re.compile(r"(?:[-–—*+•▪◦·‣]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])[ \t]+(?=\S)")
 _NUMBER_AND_BLANK = re.compile(r"\d{1,3}[.)]$")
 _CODE_START = re.compile(
@@ -66,8 +67,9 @@ def tables() -> dict[str, Any]:
 
 
 def clean(text: str) -> str:
-    """Remove control characters and overstrikes; unify line ends."""
+    """Remove control characters and overstrikes; unify line ends, shorten rulers."""
     text = _OVERSTRIKE.sub("", text) if "\x08" in text else text
+    text = _RULER.sub(r"\1\1\1", text)
     return _CONTROL.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n")).replace("\x08", "")
 
 
@@ -232,6 +234,9 @@ def _pieces(block: str) -> Iterator[str]:
 
 def _goes_on(block: str, start: int, end: re.Match[str]) -> bool:
     """Say whether a mark does not end the sentence: an abbreviation, an initial, a number."""
+    # Something was left out: a … b. A lone full stop may stand apart too, in tokenized text.
+    if end[0].startswith(("…", "..")) and block[end.start() - 1 : end.start()].isspace():
+        return True
     if end[0][0] != ".":
         return False
     following = block[end.end() : end.end() + 1]

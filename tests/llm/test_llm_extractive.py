@@ -108,6 +108,21 @@ def test_headings_tables_and_code_are_told_from_prose() -> None:
     assert "ls - list directory contents" in " ".join(extractive.sentences(MAN_PAGE))
 
 
+def test_rulers_within_a_line_do_not_fill_an_answer() -> None:
+    line = f"+{'-' * 60}+ | {'Operator':<58} | +{'=' * 60}+ | Adds two numbers. {'*' * 70} Done."
+    assert max(count_tokens(unit.text) for unit in units(line)) < 40
+
+
+@pytest.mark.parametrize("dots", ["…", "..."])
+def test_what_was_left_out_ends_no_sentence(dots: str) -> None:
+    text = f'Handlers come with the "try" {dots} "except" statement. Word by word . The next one .'
+    assert [unit.text for unit in units(text)] == [
+        f'Handlers come with the "try" {dots} "except" statement.',
+        "Word by word .",
+        "The next one .",
+    ]
+
+
 def test_an_endless_line_is_cut_at_words() -> None:
     text = "word " * 5000
     pieces = extractive.sentences(text)
