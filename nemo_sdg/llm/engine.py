@@ -92,6 +92,7 @@ class Engine:
         self._tasks: dict[asyncio.Task[None], _Item] = {}
         self._waiting: dict[asyncio.TimerHandle, _Item] = {}
         self._sequence = 0
+        self._newest = 0
         self._flush_planned = False
         self._refreshed = 0.0
         self._prober: asyncio.Task[None] | None = None
@@ -121,7 +122,10 @@ class Engine:
     # --- requests in ---------------------------------------------------------------------------
 
     def _submit(self, session: int, order: int, items: list[list[Any]]) -> None:
-        if self.ledger is not None and time.monotonic() - self._refreshed > REFRESH_S:
+        # A session that is new may take the rows of a worker that died a moment ago.
+        is_due = session > self._newest or time.monotonic() - self._refreshed > REFRESH_S
+        self._newest = max(self._newest, session)
+        if self.ledger is not None and is_due:
             try:
                 self.ledger.refresh()
             except NemoSdgError as error:

@@ -70,7 +70,7 @@ class RunFolder:
         """Make the folder, private to its owner."""
         try:
             make_folder(self.path)
-            for name in ("state", "ledger"):
+            for name in ("data", "state", "ledger"):
                 make_folder(self.path / name)
         except OSError as error:
             raise RunFolderError(

@@ -51,7 +51,7 @@ def do_work(
     announce(job, endpoint, planned, observer)
     is_only = len(job.chains) == 1
     folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
-    with _cluster(job.recipe, client, job.ledger) as cluster:
+    with _cluster(job.recipe, client) as cluster, _engines_stopped(cluster, job.ledger):
         cluster.run(worker_preflight, endpoint)
         gathered = Gathered(
             parts_total=len(job.parts),
@@ -172,18 +172,17 @@ def _made(chain: Chain, frame: Any) -> PartResult:
 
 
 @contextlib.contextmanager
-def _cluster(recipe: Recipe, client: Any, ledger: str) -> Iterator[Any]:
+def _cluster(recipe: Recipe, client: Any) -> Iterator[Any]:
     """Yield a connected client: the one given, one of a running scheduler, or a local cluster."""
     import dask
 
     if client is not None:
-        with _left_as_found(client, ledger):
-            yield client
+        yield client
         return
     from distributed import Client
 
     if recipe.scheduler:
-        with Client(recipe.scheduler) as connected, _left_as_found(connected, ledger):
+        with Client(recipe.scheduler) as connected:
             yield connected
         return
     settings = {
@@ -207,8 +206,8 @@ def _leave_ctrl_c_alone() -> None:
 
 
 @contextlib.contextmanager
-def _left_as_found(cluster: Any, ledger: str) -> Iterator[None]:
-    """Stop the run's engines on workers that go on living after it."""
+def _engines_stopped(cluster: Any, ledger: str) -> Iterator[None]:
+    """Stop the run's engines at its end: workers may live on, and cancelled tasks leave a queue."""
     try:
         yield
     finally:
