@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 Counts = npt.NDArray[np.int64]
 CountTexts = Callable[[list[str]], Sequence[int]]
+Texts: TypeAlias = "Sequence[str | None] | pa.Array[Any] | pa.ChunkedArray[Any]"
 
 # An encoding takes some 120 bytes a token: so many characters at once stay below about 100 MB.
 _BATCH_CHARS = 1_000_000
@@ -22,49 +23,68 @@ _AGREEING_TOKENS = 8
 class Engine(Protocol):
     """What a tokenizer counts with."""
 
-    def count(self, texts: list[str]) -> Sequence[int]:
-        """Count the tokens of every text, without special tokens added."""
+    name: str  # the library that counts, or what stands in for one
+    notes: tuple[str, ...]  # what the user should know about it
+
+    def count(self, texts: Texts) -> Counts:
+        """Count the tokens of every text, without special tokens added; null counts 0."""
 
     def starts(self, text: str) -> Counts:
         """Give the first character of every token, sorted: proposals for where to cut."""
 
 
 class ExactEngine:
-    """Counts and offsets from a `tokenizers` tokenizer."""
+    """Counts and offsets from a `tokenizers` tokenizer: the reference."""
 
     def __init__(self, tokenizer: Any) -> None:
         # Some files carry the settings of a training run, which would cut or fill up every text.
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        self.name = "tokenizers"
+        self.notes: tuple[str, ...] = ()
 
-    def count(self, texts: list[str]) -> list[int]:
-        """Count the tokens of every text."""
-        # The fast variant leaves the offsets out.
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [len(encoding) for encoding in encodings]
+    def count(self, texts: Texts) -> Counts:
+        """Count the tokens of every text, batch by batch.
+
+        A text longer than a batch is counted in overlapping windows that are stitched where both
+        agree.
+        """
+        counts = np.zeros(len(texts), dtype=np.int64)
+        for rows, batch in _batches(texts):
+            if len(batch[0]) > _BATCH_CHARS:
+                counts[rows] = _count_long(self, batch[0])
+            else:
+                # The fast variant leaves the offsets out.
+                encodings = self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+                counts[rows] = [len(encoding) for encoding in encodings]
+        return counts
 
     def tokens(self, text: str) -> tuple[Counts, list[int]]:
         """Give the first character and the id of every token."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
         starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding))
         return starts, encoding.ids
 
     def starts(self, text: str) -> Counts:
         """Give the first character of every token; near a window's edge they may be torn."""
-        windows = range(0, len(text), _BATCH_CHARS)
-        return np.concatenate([self.tokens(text[w : w + _BATCH_CHARS])[0] + w for w in windows])
+        return in_windows(text, lambda window: self.tokens(window)[0])
 
 
 class CountingEngine:
     """Counts from a function that knows no offsets: tokens are taken to be equally long."""
 
-    def __init__(self, count: CountTexts) -> None:
+    def __init__(self, count: CountTexts, *, name: str) -> None:
+        self.name = name
+        self.notes: tuple[str, ...] = ()
         self._count = count
 
-    def count(self, texts: list[str]) -> Sequence[int]:
-        """Count the tokens of every text."""
-        return self._count(texts)
+    def count(self, texts: Texts) -> Counts:
+        """Count the tokens of every text, batch by batch."""
+        counts = np.zeros(len(texts), dtype=np.int64)
+        for rows, batch in _batches(texts):
+            counts[rows] = self._count(batch)
+        return counts
 
     def starts(self, text: str) -> Counts:
         """Give as many evenly spaced characters as the text has tokens."""
@@ -72,21 +92,13 @@ class CountingEngine:
         return np.linspace(0, len(text), int(count), endpoint=False).astype(np.int64)
 
 
-def count_texts(engine: Engine, texts: Sequence[str | None] | pa.Array[Any]) -> Counts:
-    """Count the tokens of every text, batch by batch; null counts 0.
-
-    A text longer than a batch is counted in overlapping windows that are stitched where both agree.
-    """
-    counts = np.zeros(len(texts), dtype=np.int64)
-    for rows, batch in _batches(texts):
-        if isinstance(engine, ExactEngine) and len(batch[0]) > _BATCH_CHARS:
-            counts[rows] = _count_long(engine, batch[0])
-        else:
-            counts[rows] = engine.count(batch)
-    return counts
+def in_windows(text: str, starts: Callable[[str], Counts]) -> Counts:
+    """Ask for the starts of one window of the text after the other."""
+    windows = range(0, len(text), _BATCH_CHARS)
+    return np.concatenate([starts(text[w : w + _BATCH_CHARS]) + w for w in windows])
 
 
-def _batches(texts: Any) -> Iterator[tuple[list[int], list[str]]]:
+def _batches(texts: Texts) -> Iterator[tuple[list[int], list[str]]]:
     """Give row numbers and texts of about `_BATCH_CHARS` characters; nulls and "" are left out."""
     rows: list[int] = []
     batch: list[str] = []
@@ -104,7 +116,7 @@ def _batches(texts: Any) -> Iterator[tuple[list[int], list[str]]]:
         yield rows, batch
 
 
-def _values(texts: Any) -> Iterator[str | None]:
+def _values(texts: Texts) -> Iterator[str | None]:
     if not isinstance(texts, (pa.Array, pa.ChunkedArray)):
         yield from texts
         return

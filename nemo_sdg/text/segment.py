@@ -100,6 +100,8 @@ def split_pack(
         packed = join_text(chosen, sizes[recount], separator, continues[inside])
         tokens[xp.flatnonzero(recount)] = xp.asarray(tokenizer.count(to_arrow(packed)))
         recount = (tokens > max_tokens) & (sizes > 1)
+        if not bool(recount.any()):
+            break
         # A group keeps its own sum as its room, an overlong one so much less as it is too long:
         # that splits it, and no other.
         sums = _sums(xp, lengths, costs, begins)

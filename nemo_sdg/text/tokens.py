@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ from nemo_sdg.text.engines import (
     CountTexts,
     Engine,
     ExactEngine,
-    count_texts,
+    Texts,
 )
+from nemo_sdg.text.fast import open_fast
 
 BUNDLED = "bundled"
 _BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -84,18 +84,30 @@ class Tokenizer:
         """Whether chats are rendered by the model's template; else plainly (`plain_chat`)."""
         return self._chat is not None
 
-    def count(self, texts: Sequence[str | None] | pa.Array[Any]) -> Counts:
+    @property
+    def engine(self) -> str:
+        """What counts: `gigatoken`, `tokenizers`, `transformers` or `tokenize route`."""
+        return self._engine.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the engine, such as why the fast one is not used."""
+        return self._engine.notes
+
+    def count(self, texts: Texts) -> Counts:
         """Count the tokens of every text.
 
         Args:
-            texts: a list, or an Arrow array of strings; null counts 0.
+            texts: a list, or an Arrow array of strings (the fast engine reads its buffers and
+                makes no Python strings); null counts 0.
 
         Returns:
-            int64 array, one count per text. Memory is bounded by about 1 M characters at a time; a
-            longer text is counted in overlapping windows that are stitched where both agree, which
-            is exact unless the text is one endless word (then within a token per window).
+            int64 array, one count per text. `gigatoken` takes 16 MB of text at a time, and a longer
+            text whole. The other engines take about 1 M characters; a longer text is counted in
+            overlapping windows that are stitched where both agree, which is exact unless the text
+            is one endless word (then within a token per window).
         """
-        return count_texts(self._engine, texts)
+        return self._engine.count(texts)
 
     def count_column(self, series: Any) -> Any:
         """Count the tokens of a text column: int64 column of the same library and index."""
@@ -229,7 +241,7 @@ def _build(origin: tuple[str, Any], name: str, *, estimated: bool) -> Tokenizer:
     kind, what = origin
     chat: ChatTemplate | None = None
     if kind == "remote":
-        engine: Engine = CountingEngine(what)
+        engine: Engine = CountingEngine(what, name="tokenize route")
         # The server does not show its vocabulary: its answers to a few texts stand for it.
         fingerprint = _sha256(name, json.dumps([int(n) for n in what(_PROBES)]))
     else:
@@ -307,7 +319,7 @@ def _open_json(file: Path, name: str) -> tuple[Engine, str]:
         tokenizer = HuggingFaceTokenizer.from_str(content)
     except Exception as error:  # `tokenizers` raises nothing more exact
         raise TokenizerError(f"tokenizer {name!r} cannot be read ({file.name}): {error}") from error
-    return ExactEngine(tokenizer), content
+    return open_fast(ExactEngine(tokenizer), content), content
 
 
 def _open_auto(folder: Path, name: str) -> tuple[Engine, str]:
@@ -328,13 +340,13 @@ def _open_auto(folder: Path, name: str) -> tuple[Engine, str]:
         content = backend.to_str()
         from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-        return ExactEngine(HuggingFaceTokenizer.from_str(content)), content
+        return open_fast(ExactEngine(HuggingFaceTokenizer.from_str(content)), content), content
     vocabulary = json.dumps([type(auto).__name__, sorted(auto.get_vocab().items())])
 
     def count(texts: list[str]) -> list[int]:
         return [len(ids) for ids in auto(texts, add_special_tokens=False)["input_ids"]]
 
-    return CountingEngine(count), vocabulary
+    return CountingEngine(count, name="transformers"), vocabulary
 
 
 def _sha256(*parts: str) -> str:

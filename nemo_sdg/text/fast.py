@@ -1,0 +1,205 @@
+"""Count with gigatoken where it is installed and gives what the reference gives.
+
+gigatoken (extra `fast`) reads the Arrow buffers of a column and counts some forty times as fast as
+`tokenizers`. Whether it may is decided when a tokenizer is opened, by the strings of
+`hard_strings`: one difference, and the reference counts everything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nemo_sdg.text.engines import Counts, Engine, ExactEngine, Texts, in_windows
+from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for
+
+_log = logging.getLogger(__name__)
+_switching = threading.Lock()
+
+# The ids of a call take up to 4 bytes for each byte of text.
+_BATCH_BYTES = 16_000_000
+# A call with a column costs some 0.4 ms, a single text some microseconds.
+_FEW_TEXTS = 100
+
+_FAILURES = (RuntimeError, ValueError, TypeError, OverflowError, LookupError)
+
+
+class FastEngine:
+    """Counts with gigatoken; a batch that it fails on, and all after it, with the reference.
+
+    Safe for threads. It works on the calling thread alone: speed grows with worker processes, and
+    a process that forks keeps no broken thread pool.
+    """
+
+    def __init__(self, reference: ExactEngine, content: str) -> None:
+        """Load the vocabulary.
+
+        Raises:
+            RuntimeError: gigatoken does not know this kind of tokenizer.
+            ImportError: it is not installed.
+        """
+        self._from_arrow = importlib.import_module("awkward").from_arrow
+        self._backend: Any = importlib.import_module("gigatoken").Tokenizer.from_json(content)
+        self._reference = reference
+        self._lengths: npt.NDArray[np.int64] | None = None
+        self.name = "gigatoken"
+        self.notes: tuple[str, ...] = reference.notes
+
+    def count(self, texts: Texts) -> Counts:
+        """Count the tokens of every text: a column from its buffers, a few texts one by one."""
+        if (backend := self._backend) is None:
+            return self._reference.count(texts)
+        try:
+            return self._count(backend, texts)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            failure = type(error).__name__
+        counts = self._reference.count(texts)  # what is no text at all it refuses, too
+        self._switch_off(f"it failed on a batch of texts ({failure})")
+        return counts
+
+    def starts(self, text: str) -> Counts:
+        """Give the first character of every token, as the reference does."""
+        if (backend := self._backend) is None:
+            return self._reference.starts(text)
+        try:
+            return in_windows(text, lambda window: self._starts(backend, window))
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            failure = type(error).__name__
+        starts = self._reference.starts(text)
+        self._switch_off(f"it failed on a text ({failure})")
+        return starts
+
+    def differences(self, strings: list[str]) -> list[str]:
+        """Give the strings whose tokens, counts or starts are not those of the reference."""
+        encodings = self._reference.tokenizer.encode_batch(strings, add_special_tokens=False)
+        counts = self._count(self._backend, pa.array(strings, pa.large_string())).tolist()
+        return [
+            text
+            for text, encoding, count in zip(strings, encodings, counts, strict=True)
+            if count != len(encoding)
+            or self._backend.encode(text).tolist() != encoding.ids
+            or self._starts(self._backend, text).tolist() != [at for at, _ in encoding.offsets]
+        ]
+
+    def _switch_off(self, why: str) -> None:
+        with _switching:
+            if self._backend is None:
+                return
+            self._backend = None
+            self.name = self._reference.name
+            self.notes = (*self.notes, _refusal(why))
+
+    def _count(self, backend: Any, texts: Texts) -> Counts:
+        if not isinstance(texts, (pa.Array, pa.ChunkedArray)):
+            if len(texts) <= _FEW_TEXTS:
+                counts = (len(backend.encode(text)) if text else 0 for text in texts)
+                return np.fromiter(counts, np.int64, len(texts))
+            texts = pa.array(texts, pa.large_string())
+        parts = [
+            # Offsets into one array of ids: their differences are the counts.
+            np.diff(np.asarray(backend.encode_batch(column, parallel=False).layout.offsets))
+            for column in map(self._from_arrow, _slices(texts))
+        ]
+        return np.concatenate(parts, dtype=np.int64) if parts else np.zeros(0, np.int64)
+
+    def _starts(self, backend: Any, window: str) -> Counts:
+        data = window.encode()
+        ids = backend.encode(data)
+        # The bytes differ where the text is normalised, or a token swallows the blanks beside it.
+        if backend.decode(ids) != data:
+            return self._reference.tokens(window)[0]
+        if self._lengths is None:
+            vocabulary = backend.vocab
+            table = np.zeros(max(vocabulary, default=0) + 1, np.int64)
+            table[list(vocabulary)] = [len(token) for token in vocabulary.values()]
+            self._lengths = table
+        lengths = self._lengths[ids]
+        firsts: Counts = np.cumsum(lengths) - lengths
+        if len(data) > len(window):
+            leads = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
+            firsts = (np.cumsum(leads) - 1)[firsts]
+        return firsts
+
+
+def open_fast(reference: ExactEngine, content: str) -> Engine:
+    """Give the fast engine where it is installed, knows this tokenizer and is exact.
+
+    It is held against the reference on some 300 strings (0.1 s), token by token.
+
+    Args:
+        reference: counts where the fast engine does not.
+        content: the tokenizer.json of the reference.
+
+    Returns:
+        The fast engine, or the reference with a note that says why.
+    """
+    try:
+        fast = FastEngine(reference, content)
+    except ImportError:
+        reference.notes += ("gigatoken (extra fast) is not installed: counts are exact, but slow",)
+        return reference
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        why = f"it does not take this tokenizer ({type(error).__name__})"
+        reference.notes += (_refusal(why, level=logging.INFO),)
+        return reference
+    strings = hard_strings() + hard_strings_for(reference.tokenizer)
+    try:
+        wrong = fast.differences(strings)
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        why = f"it fails on the test strings ({type(error).__name__})"
+    else:
+        if not wrong:
+            return fast
+        why = f"it cuts {len(wrong)} of {len(strings)} test strings otherwise than tokenizers"
+    reference.notes += (_refusal(why),)
+    return reference
+
+
+def is_failure(error: BaseException) -> bool:
+    """Tell whether a call into a native library failed, panics included, which are no `Exception`.
+
+    An interrupt, an exit and a lack of memory are no failures of the library.
+    """
+    # pyo3 makes its class anew in every library and lets none of them be imported.
+    return isinstance(error, _FAILURES) or type(error).__name__ == "PanicException"
+
+
+def _refusal(why: str, *, level: int = logging.WARNING) -> str:
+    note = f"gigatoken is not used: {why}; tokenizers counts instead"
+    _log.log(level, "%s", note)
+    return note
+
+
+def _slices(texts: pa.Array[Any] | pa.ChunkedArray[Any]) -> Iterator[pa.Array[Any]]:
+    """Give the texts without nulls (they become empty), about `_BATCH_BYTES` at a time."""
+    chunks: list[Any] = texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+    for chunk in chunks:
+        column = chunk.cast(pa.large_string())
+        if column.null_count:
+            column = pc.fill_null(column, "")
+        if not len(column):
+            continue
+        offsets = np.frombuffer(column.buffers()[1], np.int64)
+        offsets = offsets[column.offset : column.offset + len(column) + 1]
+        first = 0
+        while first < len(column):
+            room = offsets[first] + _BATCH_BYTES
+            last = max(first + 1, int(np.searchsorted(offsets, room, side="right")) - 1)
+            yield column.slice(first, last - first)
+            first = last

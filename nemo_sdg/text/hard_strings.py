@@ -1,0 +1,94 @@
+"""Texts on which fast tokenizers go wrong, to hold one against the reference before it is used."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+# Letters, digits and pictures that came with Unicode 14 to 17: libraries carry tables of different
+# age, and a split rule that asks "is it a letter?" then gives different tokens.
+_YOUNG = (
+    0x1DF00, 0xA7C0, 0x16AC0, 0x1FAE0, 0x11F02, 0x11F50, 0x1FAE8, 0x1E4F0, 0x2EBF0, 0x10D40,
+    0x10D50, 0x1C89, 0xA7CB, 0x1CCF0, 0x105C0, 0x11BC0, 0x323B0, 0x10940, 0x11DB0, 0x11DE0,
+    0x1E6C0, 0xA7CE, 0x0C5C, 0x1FA8A, 0x20C1,
+)  # fmt: skip
+
+_BLANKS = (
+    " \t\n\r\v\f\u0085\u00a0\u1680\u2003\u2028\u2029\u202f\u205f\u3000\u200b\ufeff\x1c\x1f\x00"
+)
+
+_WORDS = (
+    "Hello", "don't", "WE'LL", "I'Ve", "\u017fure", "o'\u017f", "'s", "'re", "x's's", "McDonald",
+    "iPhone", "HTTPServer", "snake_case", "42", "3.14", "1,234,567", "20261120", "²³¼", "№7", "a/b",
+    "https://example.org/a?b=c&d=%20", "user@example.org", "C:\\dir\\file", "--flag", "...", "!?)",
+    "$9.99", "#tag", "naïve", "Straße", "İstanbul", "ΑΣΣ", "Привет", "Ёлка", "е\u0308",
+    "a\u0301\u0323", "日本語", "語言模型", "ｆｕｌｌ", "한국어", "각", "ภาษาไทย", "กำลัง", "१२३",
+    "٣٤٥", "۴۵۶",
+    "عَرَبِيّ", "שָׁלוֹם", "हिन्दी", "தமிழ்", "မြန်မာ", "👩\u200d👩\u200d👧", "🏳️\u200d🌈", "🇩🇪🇫🇷", "👍🏽",
+    "❤️", "①", "Ⅻ", "ǅ", "ʰ", "ª", "𝔘𝔫𝔦", "𐍈", "\u0301", "\u200d", "\ue000", "\U0010fffd",
+)  # fmt: skip
+
+_WHOLE = (
+    "a", " ", "\n", "\r\n", "\x00", "   ", "\n\n\n", "\t\t x", "x  ", "x \n", "x\n y", "  \n  \n x",
+    "a\r\n\r\nb", "a\rb", "a \r\n\tb", ".\n\n", ".\n/x", "?\r\n", "/\n", "'\n", "a'\n's", "1\n2",
+    "1234567890" * 7, "٠١٢٣٤٥٦٧٨٩" * 3, "a" * 300, "ab" * 200, "\n" * 70, " " * 130, "=" * 90,
+    "é" * 90, "\u0301" * 40, "語" * 120, "🎉" * 50, "\x00" * 20, "'" * 25, "Aa" * 60, "aA" * 60,
+    "def f(x):\n    if x:\n\t\treturn {'a': x[1:], \"b\": 0x1F}\n\n\n# end\n",
+    "| a | b |\r\n|---|---|\r\n| 1 | 2,5 |\r\n",
+    '<p class="x">it\'s &amp; done</p>\n\n  - item\n  * item\n1. item\n',
+    "She said: \u201cIt\u2019s 5\u202f% \u2014 isn\u2019t it?\u201d\u2026 (No.)",
+    "can't CAN'T Can'T 'tis 'Twas rock'n'roll 'S 'RE 'Ll 'D 'M 'vE ''s '' 's",
+)  # fmt: skip
+
+
+def hard_strings() -> list[str]:
+    """Make about 280 strings, the same ones every time (about 60 kB).
+
+    Contractions, digits of several scripts, runs of blanks of every kind, CRLF, NUL, emoji with
+    joiners, CJK, Thai, combining marks, code points of young Unicode versions, random code points,
+    and every 131st code point of all planes between a letter and a digit.
+    """
+    rng = random.Random(20_261_120)
+    strings = list(_WHOLE)
+    strings += [f"{before}{word}{after}" for word, (before, after) in zip(
+        _WORDS, ((rng.choice(_BLANKS), rng.choice(_BLANKS)) for _ in _WORDS), strict=True
+    )]  # fmt: skip
+    strings += [f"a{chr(code)}b {chr(code)}{chr(code)}1'{chr(code)}" for code in _YOUNG]
+    for number in range(60):
+        glue = _BLANKS if number % 3 else " "
+        parts = rng.choices(_WORDS, k=rng.randint(2, 12))
+        strings.append("".join(part + rng.choice((rng.choice(glue), "", "  ")) for part in parts))
+    for number in range(60):
+        top = (0x250, 0x3000, 0x10000, 0x110000)[number % 4]
+        strings.append("".join(_character(rng.randrange(top)) for _ in range(rng.randint(1, 14))))
+    codes = range(0x80, 0x110000, 131)
+    for first in range(0, len(codes), 200):
+        strings.append("".join(f"a{_character(code)}1 " for code in codes[first : first + 200]))
+    return strings
+
+
+def hard_strings_for(tokenizer: Any) -> list[str]:
+    """Make the strings that only this tokenizer makes hard.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+
+    Returns:
+        Its added tokens among words, blanks and each other, and entries of its vocabulary run
+        together, where merges of one reach into the next.
+    """
+    rng = random.Random(20_261_121)
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    strings = []
+    for content in added[:12] + added[-4:]:
+        strings += [f"x {content} y\n", f"x{content}y{content}", f"\n {content.upper()} {content}1"]
+    size = tokenizer.get_vocab_size()
+    entries = [tokenizer.decode([rng.randrange(size)]) for _ in range(200)]
+    for first in range(0, len(entries), 10):
+        strings.append("".join(entries[first : first + 10]))
+    return strings
+
+
+def _character(code: int) -> str:
+    """Give a character that UTF-8 can carry: surrogates cannot."""
+    return "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
