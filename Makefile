@@ -39,7 +39,7 @@ clean:
 	rm -rf $(VENV) $(DEMO_RUN) build *.egg-info
 
 $(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "nemo_sdg needs Python 3.11, 3.12 or 3.13 with its venv module; found $$(python3 --version 2>&1 || echo none). Install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "nemo_sdg needs Python 3.11, 3.12 or 3.13 with its venv module; found $$( (python3 --version) 2>/dev/null || echo none). Install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; }
 	@$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { echo "$(PYTHON) is no Python 3.11 to 3.13 with the venv module (on Debian: apt install python3-venv)"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; about a minute)"
