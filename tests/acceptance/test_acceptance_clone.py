@@ -1,4 +1,4 @@
-"""A stranger's first minutes: clone, empty home, `make demo`, and again; with every Python allowed."""
+"""A stranger's first minutes: clone, empty home, `make demo` twice; with every Python allowed."""
 
 from __future__ import annotations
 
