@@ -2,7 +2,8 @@
 
 gigatoken (extra `fast`) reads the Arrow buffers of a column and counts some forty times as fast as
 `tokenizers`. Whether it may is decided when a tokenizer is opened, by the strings of
-`hard_strings`: one difference, and the reference counts everything.
+`hard_strings`: one difference, and the reference counts everything. Texts with characters younger
+than Python's Unicode tables always go to the reference (`unassigned` says why).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_sdg.text.engines import Counts, Engine, ExactEngine, Texts, in_windows
-from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for
+from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for, unassigned
 
 _log = logging.getLogger(__name__)
 _switching = threading.Lock()
@@ -29,7 +30,7 @@ _BATCH_BYTES = 16_000_000
 # A call with a column costs some 0.4 ms, a single text some microseconds.
 _FEW_TEXTS = 100
 
-_FAILURES = (RuntimeError, ValueError, TypeError, OverflowError, LookupError)
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, OverflowError, LookupError)
 
 
 class FastEngine:
@@ -89,7 +90,7 @@ class FastEngine:
             text
             for text, encoding, count in zip(strings, encodings, counts, strict=True)
             if count != len(encoding)
-            or self._backend.encode(text).tolist() != encoding.ids
+            or (not _is_young(text) and self._backend.encode(text).tolist() != encoding.ids)
             or self._starts(self._backend, text).tolist() != [at for at, _ in encoding.offsets]
         ]
 
@@ -104,17 +105,32 @@ class FastEngine:
     def _count(self, backend: Any, texts: Texts) -> Counts:
         if not isinstance(texts, (pa.Array, pa.ChunkedArray)):
             if len(texts) <= _FEW_TEXTS:
-                counts = (len(backend.encode(text)) if text else 0 for text in texts)
-                return np.fromiter(counts, np.int64, len(texts))
+                return self._count_few(backend, texts)
             texts = pa.array(texts, pa.large_string())
-        parts = [
+        parts = []
+        for column in _slices(texts):
             # Offsets into one array of ids: their differences are the counts.
-            np.diff(np.asarray(backend.encode_batch(column, parallel=False).layout.offsets))
-            for column in map(self._from_arrow, _slices(texts))
-        ]
-        return np.concatenate(parts, dtype=np.int64) if parts else np.zeros(0, np.int64)
+            encoded = backend.encode_batch(self._from_arrow(column), parallel=False)
+            counts = np.diff(np.asarray(encoded.layout.offsets)).astype(np.int64, copy=False)
+            young = _young_rows(column)
+            if len(young):
+                counts[young] = self._reference.count(column.take(young))
+            parts.append(counts)
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def _count_few(self, backend: Any, texts: Sequence[str | None]) -> Counts:
+        counts = np.zeros(len(texts), np.int64)
+        for row, text in enumerate(texts):
+            if text:
+                young = _is_young(text)
+                counts[row] = (
+                    self._reference.count([text])[0] if young else len(backend.encode(text))
+                )
+        return counts
 
     def _starts(self, backend: Any, window: str) -> Counts:
+        if _is_young(window):
+            return self._reference.tokens(window)[0]
         data = window.encode()
         ids = backend.encode(data)
         # The bytes differ where the text is normalised, or a token swallows the blanks beside it.
@@ -195,11 +211,58 @@ def _slices(texts: pa.Array[Any] | pa.ChunkedArray[Any]) -> Iterator[pa.Array[An
             column = pc.fill_null(column, "")
         if not len(column):
             continue
-        offsets = np.frombuffer(column.buffers()[1], np.int64)
-        offsets = offsets[column.offset : column.offset + len(column) + 1]
+        # A mask of nulls, though it hides nothing, makes another type of the column in awkward.
+        bare: list[Any] = [None, *column.buffers()[1:]]
+        column = pa.Array.from_buffers(column.type, len(column), bare, 0, column.offset)
+        offsets = _offsets(column)
         first = 0
         while first < len(column):
             room = offsets[first] + _BATCH_BYTES
             last = max(first + 1, int(np.searchsorted(offsets, room, side="right")) - 1)
             yield column.slice(first, last - first)
             first = last
+
+
+def _offsets(column: Any) -> npt.NDArray[np.int64]:
+    """Give the places in the buffer of the text at which the rows begin and the last one ends."""
+    offsets = np.frombuffer(column.buffers()[1], np.int64)
+    return offsets[column.offset : column.offset + len(column) + 1]
+
+
+def _is_young(text: str) -> bool:
+    """Tell whether a text holds a character that Python does not know."""
+    if text.isascii():
+        return False
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    return bool(unassigned()[codes].any())
+
+
+def _young_rows(column: Any) -> npt.NDArray[np.int64]:
+    """Give the rows with a character that Python does not know."""
+    offsets = _offsets(column)
+    low, high = int(offsets[0]), int(offsets[-1])
+    none = np.zeros(0, np.int64)
+    if low == high:
+        return none
+    data = np.frombuffer(column.buffers()[2], np.uint8)[low:high]
+    if data.max() < 0x80:
+        return none
+    leads = np.flatnonzero(data >= 0xC0)
+    head = data[leads].astype(np.uint32)
+    # What follows the head of a valid character lies inside the text: the clipping only keeps the
+    # index of bytes that a shorter character does not have in bounds.
+    second, third, fourth = (
+        data[np.minimum(leads + place, len(data) - 1)].astype(np.uint32) & 0x3F
+        for place in (1, 2, 3)
+    )
+    codes = np.where(
+        head < 0xE0,
+        (head & 0x1F) << 6 | second,
+        np.where(
+            head < 0xF0,
+            (head & 0x0F) << 12 | second << 6 | third,
+            (head & 0x07) << 18 | second << 12 | third << 6 | fourth,
+        ),
+    )
+    young = leads[unassigned()[codes]] + low
+    return np.unique(np.searchsorted(offsets, young, side="right") - 1)
