@@ -42,6 +42,15 @@ def chat(system: str | None, user: str) -> tuple[Message, ...]:
     return ({"role": "system", "content": system}, *messages) if system else messages
 
 
+def _hash(value: Any, size: int = 16) -> str:
+    # Surrogates cannot be encoded: they would fail here although JSON escapes allow them.
+    try:
+        data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        data = repr(value).encode("utf-8", "backslashreplace")
+    return hashlib.blake2b(data, digest_size=size).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
     """How an answer is drawn. None means: not sent, the server's own default holds.
@@ -62,6 +71,16 @@ class Sampling:
     logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    _described: dict[str, Any] = field(init=False, repr=False, compare=False)
+    _fingerprint: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Made once: a task's sampling is part of every key and every row of provenance.
+        names = [f.name for f in fields(self) if f.init and f.name != "n"]
+        values = ((name, getattr(self, name)) for name in names)
+        described = {k: v for k, v in values if v is not None and v != () and v != {}}
+        object.__setattr__(self, "_described", described)
+        object.__setattr__(self, "_fingerprint", _hash(described, size=8))
 
     def replace(self, **changes: Any) -> Sampling:
         """Return a copy with these fields changed."""
@@ -74,12 +93,11 @@ class Sampling:
 
     def described(self) -> dict[str, Any]:
         """Return the fields that are set, without `n`: the sampling part of a key."""
-        pairs = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "n")
-        return {k: v for k, v in pairs if v is not None and v != () and v != {}}
+        return dict(self._described)
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that are equal for equal sampling; the column in provenance."""
-        return _hash(self.described(), size=8)
+        return self._fingerprint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,8 +198,12 @@ class Usage:
     cached_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        names = [f.name for f in fields(self)]
-        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+        )
 
     @classmethod
     def from_body(cls, usage: Mapping[str, Any] | None) -> Usage:
@@ -319,12 +341,3 @@ def derive_seed(*parts: int | str | Iterable[int]) -> int:
     """Return a seed in 0 .. 2**31 - 1 that depends on the parts and their order alone."""
     plain = [list(p) if isinstance(p, Iterable) and not isinstance(p, str) else p for p in parts]
     return int(_hash(plain, size=8), 16) & 0x7FFF_FFFF
-
-
-def _hash(value: Any, size: int = 16) -> str:
-    # Surrogates cannot be encoded: they would fail here although JSON escapes allow them.
-    try:
-        data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-    except TypeError:
-        data = repr(value).encode("utf-8", "backslashreplace")
-    return hashlib.blake2b(data, digest_size=size).hexdigest()

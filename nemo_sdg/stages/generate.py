@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
 from nemo_sdg.data.backend import from_values, to_values
@@ -106,7 +106,7 @@ class Generate(Stage):
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:
-        known = [f for f in Sampling.__dataclass_fields__ if f not in _NOT_FROM_COLUMNS]
+        known = [f.name for f in fields(Sampling) if f.init and f.name not in _NOT_FROM_COLUMNS]
         for name in self.from_columns:
             if name not in (*known, "model"):
                 raise ConfigurationError(
@@ -329,7 +329,8 @@ class Generate(Stage):
             "was_filed": reply.was_filed,
         }
         usage = reply.usage
-        for i, (key, choice) in enumerate(zip(reply.keys, reply.choices, strict=True)):
+        # Some servers send more choices than were asked for: the others have no key.
+        for i, (key, choice) in enumerate(zip(reply.keys, reply.choices, strict=False)):
             tokens = {
                 "input_tokens": usage.input_tokens,
                 "output_tokens": usage.output_tokens,
