@@ -101,8 +101,7 @@ def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:
     for value in decoded:
         usage += Usage.from_body(value["r"].get("usage"))
     return Reply(
-        # The first: some servers send more choices than were asked for.
-        choices=tuple(choice for choices, _ in parts for choice in choices[:1]),
+        choices=tuple(choice for choices, _ in parts for choice in choices),
         embeddings=tuple(vector for _, vectors in parts for vector in vectors),
         usage=usage,
         model=str(body.get("model") or meta.get("model") or ""),

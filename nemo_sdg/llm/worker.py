@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -301,6 +302,8 @@ def _start(connection: socket.socket, place: str) -> subprocess.Popen[bytes] | t
 
 _engines: dict[tuple[str, EngineConfig], EngineHandle] = {}
 _engines_lock = threading.Lock()
+_runs: Counter[str] = Counter()
+_ended: set[str] = set()
 
 
 def get_engine(config: EngineConfig) -> EngineHandle:
@@ -308,9 +311,12 @@ def get_engine(config: EngineConfig) -> EngineHandle:
 
     Raises:
         CredentialError: the key that the endpoint names is not set on this worker.
+        Interrupted: the run has ended; see `run_begins`.
     """
     place = _worker_name(), config
     with _engines_lock:
+        if config.ledger in _ended:
+            raise errors.Interrupted("the run has ended")
         engine = _engines.get(place)
         if engine is not None and not engine.is_alive:
             engine.close()
@@ -321,12 +327,30 @@ def get_engine(config: EngineConfig) -> EngineHandle:
 
 
 @atexit.register
-def close_engines(ledger: str | None = None) -> None:
-    """Stop the engines of this process; with `ledger`, those that file their answers there."""
+def close_engines() -> None:
+    """Stop every engine of this process."""
     with _engines_lock:
-        for place in list(_engines):
-            if ledger is None or place[1].ledger == ledger:
-                _engines.pop(place).close()
+        while _engines:
+            _engines.popitem()[1].close()
+
+
+def run_begins(ledger: str) -> None:
+    """Let engines file answers in this folder; `run_ends` is called as often."""
+    with _engines_lock:
+        _runs[ledger] += 1
+        _ended.discard(ledger)
+
+
+def run_ends(ledger: str) -> None:
+    """Stop the engines of this folder; cancelled tasks that are late start no new one."""
+    with _engines_lock:
+        _runs[ledger] -= 1
+        if _runs[ledger] > 0:
+            return
+        del _runs[ledger]
+        _ended.add(ledger)
+        for place in [place for place in _engines if place[1].ledger == ledger]:
+            _engines.pop(place).close()
 
 
 def engines() -> list[EngineHandle]:

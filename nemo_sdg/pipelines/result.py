@@ -203,11 +203,12 @@ def as_known(error: BaseException) -> BaseException:
 
 
 def _busy_seconds(summaries: list[dict[str, Any]]) -> float:
-    if not summaries:
-        return 0.0
-    began: float = min(s["started"] for s in summaries)
-    ended: float = max(s["ended"] for s in summaries)
-    return round(ended - began, 3)
+    """Return the seconds in which at least one part was made; pauses between runs do not count."""
+    total, until = 0.0, 0.0
+    for began, ended in sorted((s["started"], s["ended"]) for s in summaries):
+        total += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return round(total, 3)
 
 
 def _ratios(

@@ -6,12 +6,13 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from nemo_sdg.data.frames import schema_of
 from nemo_sdg.errors import ConfigurationError, RunStopped
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.worker import EngineLost, close_engines
+from nemo_sdg.llm.worker import EngineLost, run_begins, run_ends
 from nemo_sdg.pipelines.begin import announce
 from nemo_sdg.pipelines.chain import Chain, PartResult
 from nemo_sdg.pipelines.folder import RunFolder
@@ -53,6 +54,8 @@ def do_work(
     folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
     with _cluster(job.recipe, client) as cluster, _engines_stopped(cluster, job.ledger):
         cluster.run(worker_preflight, endpoint)
+        if client is not None or job.recipe.scheduler:
+            due = _shared_by(len(cluster.scheduler_info()["workers"]), due)
         gathered = Gathered(
             parts_total=len(job.parts),
             requests_total=planned.requests if not summaries else None,
@@ -68,6 +71,17 @@ def do_work(
         gathered.conclude(list(summaries.values()))
         observer.progress(gathered.state())
     return summaries
+
+
+def _shared_by(workers: int, parts: list[Part]) -> list[Part]:
+    """Give each of the workers that are really there its share of the endpoint's limit."""
+    shared = {
+        id(part.chain): replace(
+            part.chain, generate_options=part.chain.generate_options | {"workers": workers}
+        )
+        for part in parts
+    }
+    return [replace(part, chain=shared[id(part.chain)]) for part in parts]
 
 
 def _computed(
@@ -208,11 +222,12 @@ def _leave_ctrl_c_alone() -> None:
 @contextlib.contextmanager
 def _engines_stopped(cluster: Any, ledger: str) -> Iterator[None]:
     """Stop the run's engines at its end: workers may live on, and cancelled tasks leave a queue."""
+    cluster.run(run_begins, ledger)
     try:
         yield
     finally:
         with contextlib.suppress(Exception):
-            cluster.run(close_engines, ledger, on_error="ignore")
+            cluster.run(run_ends, ledger, on_error="ignore")
 
 
 def _local_cluster(workers: int) -> Any:

@@ -253,9 +253,9 @@ def test_an_endpoint_that_dies_stops_the_run_and_it_goes_on_when_it_is_back(
     client: Any, source: Path, tmp_path: Path
 ) -> None:
     port = free_port()
-    options: dict[str, Any] = {"rules": [ANSWER], "latency": fixed(0.1)}
+    options: dict[str, Any] = {"rules": [ANSWER], "latency": fixed(0.3)}
     server = server_at(port, **options).__enter__()
-    recipe = rig.recipe_for(server.url, source, max_outage_s=1.0, partition_size="4KB")
+    recipe = rig.recipe_for(server.url, source, max_outage_s=1.0, concurrency=8)
     observer = rig.At(30, lambda: stop(server))
     with pytest.raises(EndpointDown) as caught:
         run(recipe, tmp_path / "out", client=client, observer=observer)
@@ -276,7 +276,7 @@ def test_an_endpoint_that_comes_back_in_time_costs_no_row(
     client: Any, source: Path, tmp_path: Path
 ) -> None:
     port = free_port()
-    options: dict[str, Any] = {"rules": [ANSWER], "latency": fixed(0.1)}
+    options: dict[str, Any] = {"rules": [ANSWER], "latency": fixed(0.3)}
     servers = [server_at(port, **options).__enter__()]
 
     def restart() -> None:
@@ -284,7 +284,7 @@ def test_an_endpoint_that_comes_back_in_time_costs_no_row(
         servers.append(server_at(port, **options))
         threading.Timer(1.5, servers[1].__enter__).start()
 
-    recipe = rig.recipe_for(servers[0].url, source, max_outage_s=60, partition_size="4KB")
+    recipe = rig.recipe_for(servers[0].url, source, max_outage_s=60, concurrency=8)
     result = run(recipe, tmp_path / "out", client=client, observer=rig.At(30, restart))
     stop(servers[1])
     assert endings(tmp_path / "out", result, 100) == {}

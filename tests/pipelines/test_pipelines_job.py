@@ -109,7 +109,6 @@ def test_a_limit_takes_the_first_documents(source: Path) -> None:
     assert len(rows_of(plan(recipe.replace(limit=1000)))) == 90
 
 
-@pytest.mark.fault(24)
 def test_planned_rows_do_not_depend_on_where_they_are_cut() -> None:
     task = get_task("multilingual_qa")
     whole = planned_rows(task, 0, 100, 100, 3, "id")

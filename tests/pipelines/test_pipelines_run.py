@@ -18,6 +18,7 @@ import run_rig as rig
 from nemo_sdg.data.parts import INCOMPLETE_NAME, read_manifest
 from nemo_sdg.errors import RunStopped, TooManyFailures
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.faults import fixed
 from nemo_sdg.llm.scripted import ScriptedEndpoint
 from nemo_sdg.pipelines.folder import TABLES, table_schema
 from nemo_sdg.pipelines.recipe import Recipe, load_recipe
@@ -134,7 +135,10 @@ def test_the_folder_is_private_and_complete(whole: Whole) -> None:
         *("recipe.yaml", "run.json", "state.json"),
     }
     assert {path.name for path in (whole.folder / "data").iterdir()} == set(SIX)
-    assert load_recipe(whole.folder / "recipe.yaml") == whole.recipe
+    written = load_recipe(whole.folder / "recipe.yaml")  # tasks stand there in full
+    assert written.identity() == whole.recipe.identity()
+    assert written.cheap() == whole.recipe.cheap()
+    assert (written.workers, written.endpoint) == (whole.recipe.workers, whole.recipe.endpoint)
     for task, place in whole.result.data_folders.items():
         manifest = read_manifest(place)
         assert manifest is not None
@@ -201,7 +205,7 @@ def ten_files(folder: Path, empty: tuple[int, ...]) -> list[Path]:
 
 
 @pytest.mark.row("M13")
-@pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
+@pytest.mark.parametrize("file_format", ["parquet", pytest.param("jsonl", marks=pytest.mark.slow)])
 def test_partitions_without_rows_have_the_same_schema(
     client: Any, server: ScriptedEndpoint, tmp_path: Path, file_format: str
 ) -> None:
@@ -269,8 +273,6 @@ SPOKEN = {
 
 @pytest.mark.row("N1")
 @pytest.mark.row("M3")
-@pytest.mark.fault(21)
-@pytest.mark.fault(22)
 def test_a_hundred_samples_in_five_languages(
     client: Any, scripted: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -306,7 +308,6 @@ def test_a_hundred_samples_in_five_languages(
 
 @pytest.mark.row("M7")
 @pytest.mark.row("G1")
-@pytest.mark.fault(23)
 def test_a_thousand_rows_from_nothing_on_both_workers(client: Any, tmp_path: Path) -> None:
     rules = [(r"Language: (\w+)", {"expand": r"Question: 7 * 6?\nAnswer: 42"})]
     seen = {}
@@ -335,13 +336,20 @@ def test_a_thousand_rows_from_nothing_on_both_workers(client: Any, tmp_path: Pat
     rig.assert_equal_output(tmp_path / "2", tmp_path / "5")
 
 
+def test_the_limit_holds_for_the_workers_there_are(client: Any, tmp_path: Path) -> None:
+    """The recipe speaks of one worker, and the cluster that it is given has two."""
+    with ScriptedEndpoint.start_process(latency=fixed(0.05)) as slow:
+        source = rig.documents(tmp_path / "in.jsonl", range(60))
+        recipe = rig.recipe_for(slow.url, source, workers=1, concurrency=6, partition_size="2KB")
+        run(recipe, tmp_path / "out", client=client)
+        assert 3 < slow.log.max_in_flight <= 6
+
+
 # --- quality --------------------------------------------------------------------------------------
 
 
 @pytest.mark.row("N9")
 @pytest.mark.row("M5")
-@pytest.mark.fault(42)
-@pytest.mark.fault(45)
 def test_twenty_rows_are_routed_by_their_quality(
     client: Any, offline_endpoint: Endpoint, tmp_path: Path
 ) -> None:
@@ -384,8 +392,8 @@ def test_twenty_rows_are_routed_by_their_quality(
 def test_a_quarter_of_answers_of_no_use_stops_the_run_and_a_mended_one_pays_nothing_twice(
     client: Any, scripted: Callable[..., Any], tmp_path: Path
 ) -> None:
-    source = rig.documents(tmp_path / "in.jsonl", range(120))
-    server = scripted(rules=[("number [0-9]*[03] ", "No marks here."), ("number", "Short: text.")])
+    source = rig.documents(tmp_path / "in.jsonl", range(160))
+    server = scripted(rules=[("number [0-9]*[037] ", "No marks here."), ("number", "Short: text.")])
     strict = rig.SUMMARY | {"parse": {"after_prefix": "Short:"}}
     recipe = rig.recipe_for(server.url, source, tasks=[strict], partition_size="4KB")
     with pytest.raises(TooManyFailures, match="prefix_missing") as caught:
@@ -396,9 +404,9 @@ def test_a_quarter_of_answers_of_no_use_stops_the_run_and_a_mended_one_pays_noth
     num_before = len(rig.asked(server.log))
     mended = recipe.replace(tasks=[rig.SUMMARY])
     result = run(mended, tmp_path / "out", client=client)
-    assert result.counts["summary"]["kept"] == 120 and result.exit_code == 0
+    assert result.counts["summary"]["kept"] == 160 and result.exit_code == 0
     later = [rig.key_of(entry.body) for entry in rig.asked(server.log)[num_before:]]
     assert not set(later) & before and len(later) == len(set(later))
     allowed = recipe.replace(max_failures=0.5)
     result = run(allowed, tmp_path / "out", client=client)
-    assert result.counts["summary"]["dead.prefix_missing"] == 24 and result.exit_code == 4
+    assert result.counts["summary"]["dead.prefix_missing"] == 48 and result.exit_code == 4
