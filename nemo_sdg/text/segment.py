@@ -71,8 +71,9 @@ def split_pack(
 
     Returns:
         The segments. Packing takes neighbours first-fit in order by the sum of their counts. Every
-        segment is counted as it stands; one that came out longer than its sum is packed anew with
-        as much less room.
+        segment of several pieces is counted as it stands, since no rule makes the sum a bound (a
+        separator may break up the token before it); one that came out longer than its sum is packed
+        anew with as much less room.
 
     Raises:
         ValueError: `max_tokens` is below 1, or the separator is empty.

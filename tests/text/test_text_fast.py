@@ -378,16 +378,14 @@ def test_the_engine_is_made_anew_in_the_other_process(tmp_path):
 
 def test_a_packed_segment_may_be_longer_than_its_sum():
     """Why segments are counted again: a separator may break up the token that it follows."""
-    merges = [("=", "Ċ"), ("=", "="), ("==", "=")]
+    merges = [("=", "Ċ"), ("=", "="), ("==", "==")]
     vocabulary = ["=", "Ċ", "a", *("".join(merge) for merge in merges)]
     tokenizer = tokenizers.Tokenizer(
         models.BPE({token: number for number, token in enumerate(vocabulary)}, merges)
     )
     tokenizer.pre_tokenizer = pre_tokenized(SPLITS["llama3"])
-    sums = sum(encode_slowly(tokenizer, ["===", "\n", "a"]))
-    assert sums == 3
-    assert encode_slowly(tokenizer, ["===\na"]) == [sums]
-    assert encode_slowly(tokenizer, ["===", "===\n"]) == [1, 2]
+    assert encode_slowly(tokenizer, ["====", "\n", "a"]) == [1, 1, 1]
+    assert encode_slowly(tokenizer, ["====\na"]) == [4]
 
 
 # ---------------------------------------------------------------------- characters of all ages
@@ -463,7 +461,7 @@ def test_characters_that_python_does_not_know_are_found_in_any_row():
 
 @pytest.mark.slow
 @pytest.mark.row("M10")
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", ["llama3", "tekken"])  # one asks for letters, one for case
 def test_every_code_point_is_exact(split):
     pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
     tokenizer = byte_pairs(SPLITS[split])
