@@ -1,23 +1,25 @@
 """HTTP to an endpoint: the asynchronous carrier of the engine, and one-off blocking calls.
 
-The asynchronous side is aiohttp, chosen by measurement (`benchmarks/http_libraries.py`); blocking
-and one-off calls go through httpx. Both raise the errors of `nemo_sdg.errors` and nothing else,
-and never retry by themselves. Redirects are not followed: a key must not travel to another host.
+The asynchronous side is `nemo_sdg.llm.http1`, by measurement (`benchmarks/http_libraries.py`);
+blocking and one-off calls go through httpx. Both raise the errors of `nemo_sdg.errors` and nothing
+else, and never retry by themselves. Redirects are not followed: a key must not travel to another
+host.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ssl
+from dataclasses import replace
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote, urlsplit
 
-import aiohttp
 import httpx
 
-from nemo_sdg.errors import ConnectionFailed, RequestError, RequestTimeout
+from nemo_sdg.errors import ConfigurationError, ConnectionFailed, RequestError, RequestTimeout
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.http1 import Limits, Pool, Response, proxy_of_environment
 from nemo_sdg.llm.protocol import (
     DETAIL_CHARACTERS,
     PATHS,
@@ -32,13 +34,39 @@ _END_S = 1.0
 
 
 class AsyncTransport:
-    """One connection pool to one endpoint. Belongs to the event loop it is first used in."""
+    """One connection pool to one endpoint. Belongs to the event loop it is first used in.
+
+    Raises:
+        ConfigurationError: a header or the proxy cannot be what it is.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._urls = {kind: endpoint.url + path for kind, path in PATHS.items()}
-        self._session: aiohttp.ClientSession | None = None
-        self._headers = endpoint.request_headers()
+        base = quote(urlsplit(endpoint.url).path, safe="/%:@!$&'()*+,;=~-._")
+        self._paths = {kind: base + path for kind, path in PATHS.items()} | {
+            "models": f"{base}/models"
+        }
+        t = endpoint.timeouts
+        self._limits = Limits(
+            connect_s=t.connect_s,
+            first_byte_s=t.first_byte_s,
+            between_bytes_s=t.between_bytes_s,
+            total_s=t.total_s,
+        )
+        proxy = endpoint.proxy
+        if proxy is None and not endpoint.is_loopback:
+            proxy = proxy_of_environment(endpoint.url)
+        try:
+            self._pool = Pool(
+                endpoint.url,
+                headers=endpoint.request_headers(),
+                tls=_tls(endpoint.ca_file) if endpoint.url.startswith("https:") else None,
+                proxy=proxy,
+            )
+        except ValueError as error:
+            raise ConfigurationError(
+                f"requests to {endpoint.host} cannot be made: {error}"
+            ) from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -57,23 +85,18 @@ class AsyncTransport:
         Raises:
             RequestError: what went wrong, by type, without the key in its text.
         """
-        t = self.endpoint.timeouts
         try:
-            async with (
-                asyncio.timeout(t.total_s),
-                asyncio.timeout(t.first_byte_s) as first_byte,
-                self._pool().post(self._urls[kind], data=body, allow_redirects=False) as response,
-            ):
-                first_byte.reschedule(None)
+            asked = self._pool.request("POST", self._paths[kind], body, self._limits)
+            async with await asked as response:
                 if response.status == 200 and self.endpoint.stream and kind != "embedding":
                     return await self._read_stream(response)
-                data = await self._read(response)
-                if response.status == 200:
-                    return decode(data)
-                raise error_for(response.status, response.headers, self._clean(data))
+                data = await response.read()
+            if response.status == 200:
+                return decode(data)
+            raise error_for(response.status, response.headers, _cleaned(self.endpoint, data))
         except TimeoutError as error:
-            raise RequestTimeout(_which_timeout(error, t.first_byte_s, t.total_s)) from None
-        except (aiohttp.ClientError, OSError) as error:
+            raise RequestTimeout(str(error)) from None
+        except OSError as error:
             raise ConnectionFailed(self.endpoint.scrub(_words(error))) from None
         except RequestError as error:  # an error told in a body with status 200
             raise _scrubbed(self.endpoint, error) from None
@@ -84,82 +107,48 @@ class AsyncTransport:
         Raises:
             RequestError: as `send`.
         """
-        t = self.endpoint.timeouts
+        parts = urlsplit(url)
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
         try:
-            async with (
-                asyncio.timeout(t.first_byte_s),
-                self._pool().request(method, url, data=body, allow_redirects=False) as response,
-            ):
+            async with await self._pool.request(method, path, body, self._limits) as response:
                 data = await response.read()
-                if response.status != 200:
-                    raise error_for(response.status, response.headers, self._clean(data))
-                return decode_any(data)
         except TimeoutError as error:
-            raise RequestTimeout(_which_timeout(error, t.first_byte_s, t.total_s)) from None
-        except (aiohttp.ClientError, OSError) as error:
+            raise RequestTimeout(str(error)) from None
+        except OSError as error:
             raise ConnectionFailed(self.endpoint.scrub(_words(error))) from None
+        if response.status != 200:
+            raise error_for(response.status, response.headers, _cleaned(self.endpoint, data))
+        return decode_any(data)
 
     async def probe(self) -> bool:
         """Tell whether anything answers at the address, with a request that costs nothing."""
+        limits = replace(self._limits, first_byte_s=self._limits.connect_s)
         try:
-            async with (
-                asyncio.timeout(self.endpoint.timeouts.connect_s),
-                self._pool().get(self.endpoint.url + "/models", allow_redirects=False) as response,
-            ):
+            async with await self._pool.request(
+                "GET", self._paths["models"], None, limits
+            ) as response:
                 return response.status < 500
-        except (TimeoutError, aiohttp.ClientError, OSError):
+        except OSError:
             return False
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._pool.close()
 
-    def _pool(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            t = self.endpoint.timeouts
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=_tls(self.endpoint.ca_file)),
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=t.connect_s, sock_read=None),
-                trust_env=not self.endpoint.is_loopback and self.endpoint.proxy is None,
-                proxy=self.endpoint.proxy,
-                skip_auto_headers=("Accept-Encoding",) if self.endpoint.is_loopback else (),
-                requote_redirect_url=False,
-            )
-        return self._session
-
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        parts: list[bytes] = []
-        while True:
-            async with asyncio.timeout(self.endpoint.timeouts.between_bytes_s):
-                part = await response.content.readany()
-            if not part:
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-            parts.append(part)
-
-    async def _read_stream(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
-        if "json" in response.headers.get("Content-Type", ""):
-            return decode(await self._read(response))  # a server that does not stream
+    async def _read_stream(self, response: Response) -> dict[str, Any]:
+        if "json" in response.headers.get("content-type", ""):
+            return decode(await response.read())  # a server that does not stream
         reader = StreamReader()
         try:
-            while True:
-                # After the end mark only the end of the body is due; with it the connection is
-                # free for the next request.
-                limit_s = _END_S if reader.is_done else self.endpoint.timeouts.between_bytes_s
-                async with asyncio.timeout(limit_s):
-                    part = await response.content.readany()
-                if not part:
-                    break
+            async for part in response:
                 reader.feed(part)
+                if reader.is_done:
+                    # Only the end of the body is due; with it the connection is free again.
+                    response.last_bytes_within(_END_S)
         except TimeoutError:
             if not reader.is_done:
                 raise
         return reader.body()
-
-    def _clean(self, data: bytes) -> bytes:
-        return _cleaned(self.endpoint, data)
 
 
 class BlockingTransport:
@@ -228,7 +217,3 @@ def _cleaned(endpoint: Endpoint, data: bytes) -> bytes:
 
 def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-def _which_timeout(error: TimeoutError, first_byte_s: float, total_s: float) -> str:
-    return str(error) or f"no complete answer (first byte {first_byte_s:g} s, in all {total_s:g} s)"
