@@ -27,6 +27,7 @@ HTTP_LIBRARIES = frozenset(
 )
 SPEAKS_HTTP = frozenset(
     {
+        "llm/http1.py",
         "llm/transport.py",
         "llm/sdk.py",
         "llm/server.py",
