@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nemo_sdg.errors import Interrupted, RunFolderError
@@ -14,6 +15,7 @@ from nemo_sdg.pipelines.offline import OFFLINE, OFFLINE_MODEL, offline_endpoint
 from nemo_sdg.pipelines.preflight import preflight
 from nemo_sdg.pipelines.progress import Observer
 from nemo_sdg.pipelines.recipe import Recipe, difference, load_recipe
+from nemo_sdg.text.tokens import Tokenizer
 
 ASK_ABOVE_REQUESTS = 10_000
 
@@ -22,15 +24,25 @@ def check_identity(
     folder: RunFolder, recipe: Recipe, inputs: list[dict[str, Any]], *, extend: bool
 ) -> None:
     """Compare with what the folder was begun with; see DESIGN 7."""
+    # Not the methods of `Path`: they raise where a folder may not be looked into.
+    there = next(filter(os.path.exists, (folder.path, *folder.path.parents)))
+    if not os.path.isdir(there):
+        raise RunFolderError(
+            f"the output folder {folder.path} cannot be made: {there} is a file. Choose another "
+            "--output, or move the file away"
+        )
     path = folder.path / "recipe.yaml"
-    if not path.exists():
-        if folder.path.is_dir() and any((folder.path / "data").glob("*")):
+    if not os.path.exists(path):
+        if os.path.isdir(folder.path) and any((folder.path / "data").glob("*")):
             raise RunFolderError(
                 f"{folder.path} holds data but no recipe.yaml: it is no run folder; choose another"
             )
         return
-    differs = difference(load_recipe(path), recipe, ignore=("input",))
-    before = (folder.read_json("state.json") or {}).get("inputs", inputs)
+    state = folder.read_json("state.json") or {}
+    # What was written down then, and not what recipe.yaml means now: a task file may have changed.
+    began = state.get("identity") or load_recipe(path)
+    differs = difference(began, recipe, ignore=("input",))
+    before = state.get("inputs", inputs)
     gone = [entry["path"] for entry in before if entry not in inputs]
     new = [entry["path"] for entry in inputs if entry not in before]
     if gone:
@@ -44,19 +56,38 @@ def check_identity(
         )
 
 
+def bind(
+    folder: RunFolder,
+    recipe: Recipe,
+    inputs: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    **more: Any,
+) -> None:
+    """Write down what the folder belongs to from now on; called before the first request."""
+    folder.write_text("recipe.yaml", recipe.to_yaml())
+    counted = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
+    state = {"inputs": inputs, "identity": recipe.identity(), "tokenizer": counted}
+    folder.write_json("state.json", (folder.read_json("state.json") or {}) | state | more)
+
+
 @contextlib.contextmanager
 def open_endpoint(recipe: Recipe, observer: Observer) -> Iterator[Endpoint]:
-    """Yield the endpoint of a recipe; the built-in one runs while the context lasts."""
-    recipe.require_endpoint()
-    if recipe.endpoint != OFFLINE:
-        yield recipe.endpoint_for(recipe.endpoint or "")
+    """Yield the endpoint of a recipe; the built-in one runs while the context lasts.
+
+    Raises:
+        CredentialError: a key or a header that is named is not set.
+    """
+    address = recipe.require_endpoint()
+    endpoint = recipe.endpoint_for("http://127.0.0.1/v1" if address == OFFLINE else address)
+    endpoint.request_headers()  # a key that is not set is told here, not by some worker
+    if address != OFFLINE:
+        yield endpoint
         return
     observer.note(
         "offline: answers come from simple rules over the text itself, not from a language model"
     )
     with offline_endpoint(recipe.task_file) as url:
-        endpoint = recipe.endpoint_for(url)
-        yield endpoint if endpoint.model else endpoint.replace(model=OFFLINE_MODEL)
+        yield recipe.endpoint_for(url).replace(model=recipe.model or OFFLINE_MODEL)
 
 
 def prepare(
@@ -64,7 +95,7 @@ def prepare(
     endpoint: Endpoint,
     folder: RunFolder | None,
     fingerprint: str,
-    block_bytes: int | None,
+    state: Mapping[str, Any],
     *,
     ledger: str | None = None,
 ) -> Job:
@@ -80,6 +111,13 @@ def prepare(
     if not is_offline:
         preflight(endpoint, [], None)
     tokenizer = choose_tokenizer(recipe, endpoint, is_offline=is_offline)
+    counted = state.get("tokenizer")
+    if counted and counted["fingerprint"] != tokenizer.fingerprint:
+        raise RunFolderError(
+            f"the folder was begun with the tokenizer {counted['name']}, and now {tokenizer.name} "
+            "would count, which cuts texts elsewhere; name the first one with --tokenizer, or "
+            "choose another --output"
+        )
     if ledger is None:
         ledger = recipe.ledger or (folder.ledger if folder else None)
     job = plan_job(
@@ -88,7 +126,7 @@ def prepare(
         tokenizer=tokenizer,
         ledger=str(ledger),
         fingerprint=fingerprint,
-        block_bytes=block_bytes,
+        block_bytes=state.get("block_bytes"),
     )
     if not is_offline:
         preflight(endpoint, [chain.task for chain in job.chains], tokenizer)

@@ -8,19 +8,13 @@
     state/                 one file a finished part: a rerun skips these
     recipe.yaml  run.json  as resolved; what happened and what it cost
 
-Folders are 0700, files 0600. `owner.json` with a heartbeat keeps a second run out.
+Folders are 0700, files 0600. `owner.json` keeps a second run out (`nemo_sdg.pipelines.owner`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +33,6 @@ from nemo_sdg.data.parts import (
 )
 from nemo_sdg.errors import RunFolderError
 from nemo_sdg.stages.base import DEAD_COLUMNS, DROPPED_COLUMNS, PROVENANCE_COLUMNS, table
-
-HEARTBEAT_S = 5.0
-STALE_S = 30.0
 
 TABLES: Mapping[str, Mapping[str, str]] = {
     "dropped": DROPPED_COLUMNS,
@@ -167,47 +158,6 @@ class RunFolder:
             if int(state.stem.removeprefix("part-")) >= keep:
                 state.unlink()
 
-    # --- owner -----------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
-        """Hold the folder for this process.
-
-        Raises:
-            RunFolderError: another process that seems alive holds it.
-        """
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
-        self._refuse_if_owned()
-        stop = threading.Event()
-
-        def beat() -> None:
-            self.write_json("owner.json", mine | {"at": time.time()})
-
-        beat()
-        thread = threading.Thread(target=_every, args=(HEARTBEAT_S, stop, beat), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            with contextlib.suppress(OSError):
-                (self.path / "owner.json").unlink()
-
-    def _refuse_if_owned(self) -> None:
-        try:
-            owner = self.read_json("owner.json")
-        except RunFolderError:
-            return
-        if owner is None or time.time() - owner["at"] > STALE_S:
-            return
-        if owner["host"] == socket.gethostname() and not _is_alive(owner["pid"]):
-            return
-        raise RunFolderError(
-            f"{self.path} is in use by process {owner['pid']} on {owner['host']}; wait for it, "
-            "stop it, or choose another output folder"
-        )
-
 
 def table_schema(name: str) -> Any:
     """Return the Arrow schema of one of the side tables."""
@@ -225,19 +175,3 @@ def _remove_others(folder: Path, parts: list[Part]) -> None:
     for path in folder.glob("part-*"):
         if path.name not in wanted:
             path.unlink()
-
-
-def _every(seconds: float, stop: threading.Event, call: Callable[[], None]) -> None:
-    while not stop.wait(seconds):
-        with contextlib.suppress(OSError):  # a full disk must not end the heartbeat for good
-            call()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

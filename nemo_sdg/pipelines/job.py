@@ -19,6 +19,7 @@ from nemo_sdg.llm.client import Client
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.request import derive_seed
 from nemo_sdg.pipelines.chain import Chain
+from nemo_sdg.pipelines.columns import check_columns
 from nemo_sdg.pipelines.recipe import Recipe
 from nemo_sdg.stages.reshape import TOKENS_FIELD
 from nemo_sdg.tasks.task import FlowTask, Plan, Task
@@ -30,6 +31,7 @@ HIGH_QUALITY_ABOVE = 11
 
 PARTS_PER_WORKER = 4
 LARGEST_BLOCK, SMALLEST_BLOCK, MOST_BLOCKS = 1 << 20, 16 << 10, 4000
+MOST_ROWS = 2000
 ESTIMATE_BYTES = 4 << 20
 
 
@@ -76,6 +78,7 @@ class Job:
     chains: Sequence[Chain]
     parts: Sequence[Part]
     fingerprint: str
+    tokenizer: Tokenizer
     ledger: str
     block_bytes: int | None
 
@@ -123,11 +126,13 @@ def plan_job(
     planned = [chain for chain in chains if _plan(chain.task) is not None]
     reading = [chain for chain in chains if _plan(chain.task) is None]
     parts: list[Part] = []
+    decided = f"{fingerprint}-{tokenizer.fingerprint[:16]}"
     if reading:
         dataset, block_bytes = _documents(recipe, block_bytes)
-        _check_columns(recipe, dataset, reading)
+        dataset.check_text(recipe.text_field)
+        check_columns(reading, dataset.df._meta, quality_field=recipe.quality_field)
         frames = dataset.df.to_delayed()
-        cut = f"{fingerprint}-{recipe.partition_size or block_bytes}-{len(frames)}"
+        cut = f"{decided}-{block_bytes}-{len(frames)}"
         parts += [
             Part(
                 chain=chain,
@@ -140,12 +145,13 @@ def plan_job(
             for chain in reading
         ]
     for chain in planned:
-        parts += _planned_parts(recipe, chain, fingerprint)
+        parts += _planned_parts(recipe, chain, decided)
     return Job(
         recipe=recipe,
         chains=chains,
         parts=parts,
         fingerprint=fingerprint,
+        tokenizer=tokenizer,
         ledger=ledger,
         block_bytes=block_bytes,
     )
@@ -159,25 +165,25 @@ def estimate(job: Job) -> Estimate:
     from dask.base import compute
     from dask.delayed import delayed
 
-    numbers = sorted({part.number for part in job.parts})
-    most = len(numbers)
-    if job.block_bytes:
-        most = max(1, ESTIMATE_BYTES // job.block_bytes)
-    step = -(-len(numbers) // most) if numbers else 1
-    chosen = set(numbers[::step])
-    sample = [part for part in job.parts if part.number in chosen]
-    lazy = [delayed(_count)(part.chain, part.frame) for part in sample]
-    counts = compute(*lazy, scheduler="synchronous")
-    scale = len(numbers) / max(1, len(chosen))
-    rows, requests, tokens = (round(scale * sum(c[i] for c in counts)) for i in range(3))
-    outputs = [c[3] for c in counts]
-    known = all(o is not None for o in outputs)
+    sums = [0.0, 0.0, 0.0, 0.0]
+    is_exact = is_known = True
+    most = max(1, ESTIMATE_BYTES // (job.block_bytes or SMALLEST_BLOCK))
+    for chain in job.chains:
+        parts = [part for part in job.parts if part.chain is chain]
+        sample = parts[:: -(-len(parts) // most)]
+        lazy = [delayed(_count)(part.chain, part.frame) for part in sample]
+        for counts in compute(*lazy, scheduler="synchronous"):
+            is_known = is_known and counts[3] is not None
+            for i, count in enumerate(counts):
+                sums[i] += (count or 0) * len(parts) / len(sample)
+        is_exact = is_exact and len(sample) == len(parts)
+    rows, requests, input_tokens, output_tokens = (round(number) for number in sums)
     return Estimate(
         rows=rows,
         requests=requests,
-        input_tokens=tokens,
-        output_tokens_at_most=round(scale * sum(outputs)) if known else None,
-        is_exact=len(chosen) == len(numbers),
+        input_tokens=input_tokens,
+        output_tokens_at_most=output_tokens if is_known else None,
+        is_exact=is_exact,
     )
 
 
@@ -241,11 +247,19 @@ def _plan(task: Task | FlowTask) -> Plan | None:
 # --- documents ------------------------------------------------------------------------------------
 
 
-def _documents(recipe: Recipe, block_bytes: int | None) -> tuple[DocumentDataset, int | None]:
+def _documents(recipe: Recipe, block_bytes: int | None) -> tuple[DocumentDataset, int]:
+    from dask.utils import parse_bytes
+
     if not recipe.input:
         raise DataError("these tasks read documents: name files with --input")
-    files = input_sizes(recipe)
-    block: int | str = recipe.partition_size or block_bytes or _block_bytes(files, recipe.workers)
+    block = block_bytes or _block_bytes(input_sizes(recipe), recipe.workers)
+    if recipe.partition_size is not None:
+        try:
+            block = max(1, parse_bytes(recipe.partition_size))
+        except ValueError:
+            raise DataError(
+                f"--partition-size {recipe.partition_size!r} is no size such as 64MB"
+            ) from None
     backend = {"auto": "auto", "cpu": "pandas", "gpu": "cudf"}[recipe.device]
     dataset = DocumentDataset.read(
         recipe.input,
@@ -261,9 +275,9 @@ def _documents(recipe: Recipe, block_bytes: int | None) -> tuple[DocumentDataset
         dataset = _sampled(dataset, recipe)
     if recipe.limit is not None:
         first = dataset.head(recipe.limit)
-        parts = max(1, min(len(first), PARTS_PER_WORKER * recipe.workers))
-        dataset = DocumentDataset.from_pandas(first, npartitions=parts)
-    return dataset, block if isinstance(block, int) else None
+        parts = -(-len(first) // _rows_a_part(len(first), recipe.workers))
+        dataset = DocumentDataset.from_pandas(first, npartitions=max(1, parts))
+    return dataset, block
 
 
 def input_sizes(recipe: Recipe) -> int:
@@ -277,15 +291,9 @@ def _block_bytes(total: int, workers: int) -> int:
     return max(SMALLEST_BLOCK, min(shared, max(LARGEST_BLOCK, total // MOST_BLOCKS)))
 
 
-def _check_columns(recipe: Recipe, dataset: DocumentDataset, chains: Sequence[Chain]) -> None:
-    dataset.check_text(recipe.text_field)
-    if recipe.quality_field is not None and recipe.quality_field not in dataset.columns:
-        raise DataError(
-            f"--quality-field {recipe.quality_field!r} is no column of the input; "
-            f"there are {', '.join(dataset.columns)}"
-        )
-    for chain in chains:
-        chain.meta(dataset.df._meta)
+def _rows_a_part(total: int, workers: int) -> int:
+    """Rows of a part where rows are at hand, or planned: work for all, and no part too large."""
+    return max(1, min(MOST_ROWS, -(-total // (PARTS_PER_WORKER * max(1, workers)))))
 
 
 def _sampled(dataset: DocumentDataset, recipe: Recipe) -> DocumentDataset:
@@ -323,7 +331,7 @@ def _planned_parts(recipe: Recipe, chain: Chain, fingerprint: str) -> list[Part]
     from dask.delayed import delayed
 
     total = recipe.num_samples
-    size = max(1, -(-total // (PARTS_PER_WORKER * recipe.workers)))
+    size = _rows_a_part(total, recipe.workers)
     meta = planned_rows(chain.task, 0, 0, total, recipe.seed, recipe.id_field)
     starts = range(0, total, size)
     return [

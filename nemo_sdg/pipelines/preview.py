@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.data.frames import to_rows
-from nemo_sdg.pipelines.begin import check_identity, open_endpoint, prepare
+from nemo_sdg.pipelines.begin import bind, check_identity, open_endpoint, prepare
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import fingerprint_inputs, planned_rows
+from nemo_sdg.pipelines.owner import owned
 from nemo_sdg.pipelines.progress import Quiet
 from nemo_sdg.pipelines.recipe import Recipe
 
@@ -27,6 +28,7 @@ def preview(
     Returns:
         One dict a row: `task`, `id`, `source` (None for tasks without input), `output`, `error`.
     """
+    state: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         if output is None:
             ledger = stack.enter_context(tempfile.TemporaryDirectory(prefix="nemo-sdg-"))
@@ -35,15 +37,15 @@ def preview(
             inputs = fingerprint_inputs(recipe)
             check_identity(folder, recipe, inputs, extend=False)
             folder.make()
-            stack.enter_context(folder.owned())
-            folder.write_text("recipe.yaml", recipe.to_yaml())
-            if folder.read_json("state.json") is None:
-                folder.write_json("state.json", {"inputs": inputs})
+            stack.enter_context(owned(folder.path))
+            state = folder.read_json("state.json") or {}
             ledger = folder.ledger
         endpoint = stack.enter_context(open_endpoint(recipe, Quiet()))
         # A preview with `limit` sees the rows that the run will see, at their own ids.
         few = recipe.model_copy(update={"limit": min(rows, recipe.limit or rows), "workers": 1})
-        job = prepare(few, endpoint, None, "", None, ledger=ledger)
+        job = prepare(few, endpoint, None, "", state, ledger=ledger)
+        if output is not None:
+            bind(folder, recipe, inputs, job.tokenizer)
         shown: list[dict[str, Any]] = []
         for chain in job.chains:
             frames = [part.frame.compute() for part in job.parts if part.chain is chain]

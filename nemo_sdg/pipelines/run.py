@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.errors import Interrupted
-from nemo_sdg.pipelines.begin import check_identity, open_endpoint, prepare
+from nemo_sdg.pipelines.begin import bind, check_identity, open_endpoint, prepare
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import fingerprint_inputs, fingerprint_of
+from nemo_sdg.pipelines.owner import owned
 from nemo_sdg.pipelines.preview import preview
 from nemo_sdg.pipelines.progress import Observer, Quiet
 from nemo_sdg.pipelines.recipe import Recipe
@@ -64,15 +65,14 @@ def run(
     if (done := finished_before(folder, fingerprint)) is not None:
         return done
     folder.make()
-    with folder.owned(), _ended_by_sigterm():
+    with owned(folder.path) as lease, _ended_by_sigterm():
         state = folder.read_json("state.json") or {}
         try:
             with open_endpoint(recipe, observer) as endpoint:
-                job = prepare(recipe, endpoint, folder, fingerprint, state.get("block_bytes"))
+                job = prepare(recipe, endpoint, folder, fingerprint, state)
                 # From here on the folder belongs to these settings: something will be asked.
-                folder.write_text("recipe.yaml", recipe.to_yaml())
-                folder.write_json("state.json", {"inputs": inputs, "block_bytes": job.block_bytes})
-                summaries = do_work(job, endpoint, folder, observer, client)
+                bind(folder, recipe, inputs, job.tokenizer, block_bytes=job.block_bytes)
+                summaries = do_work(job, endpoint, folder, observer, client, lease)
             return conclude(job, folder, summaries, endpoint, time.perf_counter() - started)
         except BaseException as error:
             known = as_known(error)

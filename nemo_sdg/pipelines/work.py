@@ -17,6 +17,7 @@ from nemo_sdg.pipelines.begin import announce
 from nemo_sdg.pipelines.chain import Chain, PartResult
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job, Part, estimate
+from nemo_sdg.pipelines.owner import Lease
 from nemo_sdg.pipelines.preflight import worker_preflight
 from nemo_sdg.pipelines.progress import TOPIC, Gathered, Observer, publish_from_here
 from nemo_sdg.pipelines.recipe import Recipe
@@ -34,7 +35,12 @@ _POLL_S = 0.25
 
 
 def do_work(
-    job: Job, endpoint: Endpoint, folder: RunFolder, observer: Observer, client: Any
+    job: Job,
+    endpoint: Endpoint,
+    folder: RunFolder,
+    observer: Observer,
+    client: Any,
+    lease: Lease,
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Run all parts that are not finished; return the summaries of all."""
     summaries: dict[tuple[str, int], dict[str, Any]] = {}
@@ -63,7 +69,7 @@ def do_work(
         )
         cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
         try:
-            for summary in _computed(cluster, due, folder, is_only, gathered, observer):
+            for summary in _computed(cluster, due, folder, is_only, gathered, observer, lease):
                 summaries[summary["task"], summary["number"]] = summary
         finally:
             with contextlib.suppress(Exception):
@@ -91,6 +97,7 @@ def _computed(
     is_only: bool,
     gathered: Gathered,
     observer: Observer,
+    lease: Lease,
 ) -> Iterator[dict[str, Any]]:
     from dask.delayed import delayed
 
@@ -118,6 +125,7 @@ def _computed(
         seen = time.monotonic()
         while waiting:
             time.sleep(_POLL_S)
+            lease.check()
             if cluster.scheduler_info(n_workers=1)["workers"]:
                 seen = time.monotonic()
             elif time.monotonic() - seen > NO_WORKERS_S:
@@ -125,12 +133,15 @@ def _computed(
                     f"the cluster has had no worker for {NO_WORKERS_S:g} s; what is filed is safe: "
                     "run the same command again when it has some"
                 )
-            ended = [future for future in waiting if future.done()]
-            for future in ended:
+            still = []
+            for future in waiting:
+                if not future.done():
+                    still.append(future)
+                    continue
                 summary = future.result()
                 gathered.parts_done += 1
                 yield summary
-            waiting = [future for future in waiting if future not in set(ended)]
+            waiting = still
             observer.progress(gathered.state())
     except BaseException:
         cluster.cancel(futures)
@@ -196,7 +207,7 @@ def _cluster(recipe: Recipe, client: Any) -> Iterator[Any]:
     from distributed import Client
 
     if recipe.scheduler:
-        with Client(recipe.scheduler) as connected:
+        with _connected(recipe.scheduler) as connected:
             yield connected
         return
     settings = {
@@ -212,6 +223,26 @@ def _cluster(recipe: Recipe, client: Any) -> Iterator[Any]:
     ):
         connected.run(_leave_ctrl_c_alone)
         yield connected
+
+
+def _connected(address: str) -> Any:
+    """Return a client of a scheduler that runs already.
+
+    Raises:
+        ConfigurationError: none answers, or this is no address of one.
+    """
+    from distributed import Client
+    from distributed.comm import get_address_host_port
+
+    try:
+        # First the address alone: a client that never came to be complains once more at its end.
+        get_address_host_port(address)
+        return Client(address)
+    except (OSError, ValueError, TypeError) as error:  # TypeError: TLS without certificates
+        raise ConfigurationError(
+            f"no Dask scheduler answers at {address} ({error}): start it, mend --scheduler, which "
+            "is an address such as tcp://host:8786, or leave it out to work on this machine"
+        ) from None
 
 
 def _leave_ctrl_c_alone() -> None:
