@@ -124,6 +124,13 @@ def recipe_of(
     return make_recipe(tasks=[name.strip() for name in task.split(",")], **given)
 
 
+def folder_option(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty folder, as of a variable that is not set: it would be the one you are in."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty: name a folder.", ctx, param)
+    return value
+
+
 def _own_prompt(prompt_file: str | None, output_field: str | None) -> dict[str, str] | None:
     if prompt_file is None:
         if output_field is not None:
@@ -131,6 +138,8 @@ def _own_prompt(prompt_file: str | None, output_field: str | None) -> dict[str, 
         return None
     if output_field is None:
         raise RecipeError("--prompt-file needs --output-field, the name of the new column")
+    if not prompt_file.strip():
+        raise RecipeError("--prompt-file is empty: name the file with the prompt")
     try:
         prompt = Path(prompt_file).expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError:

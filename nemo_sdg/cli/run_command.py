@@ -8,14 +8,20 @@ from typing import Any
 import click
 
 from nemo_sdg.cli.main import Place
-from nemo_sdg.cli.options import recipe_of, recipe_options
+from nemo_sdg.cli.options import folder_option, recipe_of, recipe_options
 
 _ARGUMENT = "TASK|RECIPE.yaml"
 
 
 @click.command()
 @click.argument("task", required=False, metavar=_ARGUMENT)
-@click.option("--output", required=True, metavar="FOLDER", help="Run folder; made if missing.")
+@click.option(
+    "--output",
+    required=True,
+    metavar="FOLDER",
+    callback=folder_option,
+    help="Run folder; made if missing.",
+)
 @click.option(
     "--extend", is_flag=True, help="Accept input that was added since the folder was begun."
 )
@@ -42,7 +48,10 @@ def run(task: str | None, output: str, extend: bool, **options: Any) -> int:
 @click.command()
 @click.argument("task", required=False, metavar=_ARGUMENT)
 @click.option(
-    "--output", metavar="FOLDER", help="Run folder that keeps the answers, so that `run` has them."
+    "--output",
+    metavar="FOLDER",
+    callback=folder_option,
+    help="Run folder that keeps the answers, so that `run` has them.",
 )
 @click.option(
     "--rows",

@@ -244,7 +244,10 @@ def read_unpacked(url: str, compression: str, limit: int | None = None) -> bytes
             unpacked = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), codec)
             data: bytes = unpacked.read() if limit is None else unpacked.read(limit)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{url} cannot be unpacked as {codec}: {error}") from error
+            raise DataError(
+                f"{url} cannot be unpacked as {codec}, or not to its end: {error}. Copy or write "
+                "it again; a file that is not packed needs a name without .gz or .zst."
+            ) from error
         return data
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 PLACE_FILE, PLACE_POSITION = "__file", "__position"
 WHOLE_HASH_BYTES = 8 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 16, 64 * 2**10
+_OTHER = (
+    "Mend them, or name another column with id_field (--id-field): a name that no column has makes "
+    "new ids."
+)
 
 
 def row_ids(name: str, positions: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
@@ -65,7 +69,7 @@ def with_ids(dataset: DocumentDataset, id_field: str = "id") -> DocumentDataset:
         kind = schema_of(dataset.df._meta[[id_field]]).field(0).type
         if not (pa.types.is_integer(kind) or pa.types.is_large_string(kind)):
             raise DataError(
-                f"The id column {id_field!r} holds {kind}; ids are integers or strings."
+                f"The id column {id_field!r} holds {kind}; ids are integers or strings. {_OTHER}"
             )
         return dataset
     if dataset.source is not None:
@@ -126,8 +130,7 @@ def check_unique_ids(dataset: DocumentDataset, id_field: str = "id") -> int:
     if nulls.any():
         (row,) = _rows(dataset, id_field, np.flatnonzero(nulls)[:1])
         raise DataError(
-            f"The id column {id_field!r} is null in {row[1]}. Give every row an id, or name "
-            "another column with id_field: where it does not exist, ids are generated."
+            f"The id column {id_field!r} is null in {row[1]}; every row needs an id. {_OTHER}"
         )
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
@@ -139,8 +142,7 @@ def check_unique_ids(dataset: DocumentDataset, id_field: str = "id") -> int:
         if rows[one][0] == rows[other][0]:
             raise DataError(
                 f"The id {rows[one][0]!r} in column {id_field!r} stands twice: in {rows[one][1]} "
-                f"and in {rows[other][1]}. Ids must be unique; name another column with id_field: "
-                "where it does not exist, ids are generated."
+                f"and in {rows[other][1]}. Ids must be unique. {_OTHER}"
             )
     return len(hashes)
 

@@ -159,7 +159,10 @@ def open_source(
     schema, ratio = _sample_jsonl(files) if found == "jsonl" else sample_parquet(files)
     schema = _with_types(schema, column_types or {})
     if len(schema) == 0:
-        raise DataError(f"The input holds no rows, so its columns are unknown: {files[0].url}.")
+        raise DataError(
+            f"The input holds no rows, so its columns are unknown: {files[0].url}. Name files that "
+            "hold documents, or make this one again: something ended before it was filled."
+        )
     if columns is not None:
         for column in columns:
             require_column(schema, column)
@@ -198,11 +201,25 @@ def require_column(schema: pa.Schema, column: str) -> None:
 
 
 def require_text(schema: pa.Schema, column: str) -> None:
-    """Raise DataError unless `column` is there and holds strings."""
-    require_column(schema, column)
-    kind = schema.field(column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"The text column {column!r} holds {kind}, not strings.")
+    """Raise DataError, naming the columns of strings, unless `column` is one of them."""
+    texts = [
+        f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
+    ]
+    if column in texts:
+        return
+    remedy = (
+        f"Name one of the columns of strings with text_field (--text-field): {', '.join(texts)}."
+        if texts
+        else "The input has no column of strings: it needs one with the texts of the documents."
+    )
+    if column in schema.names:
+        kind = schema.field(column).type
+        raise DataError(f"The text column {column!r} holds {kind}, not strings. {remedy}")
+    there = ", ".join(schema.names)
+    raise DataError(
+        f"There is no text column {column!r}; there are: {there}."
+        f"{nearest(column, schema.names)} {remedy}"
+    )
 
 
 def _num_bytes(blocksize: int | str) -> int:

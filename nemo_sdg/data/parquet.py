@@ -42,7 +42,14 @@ def _footer(file: SourceFile) -> Any:
         try:
             return pq.read_metadata(pa.PythonFile(stream, mode="r"))
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file.url} is no Parquet file, or a damaged one: {error}") from error
+            raise _damaged(file.url, error) from error
+
+
+def _damaged(url: str, error: Exception) -> DataError:
+    return DataError(
+        f"{url} is no Parquet file, or a damaged one: {str(error).rstrip('.')}. Copy or write it "
+        "again, or leave it out of the input."
+    )
 
 
 def _unpacked_bytes(metadata: Any, groups: Sequence[int]) -> int:
@@ -90,7 +97,7 @@ def read_row_groups(
             rows = file.read_row_groups(groups, columns=names, use_threads=False)
             count = sum(file.metadata.row_group(g).num_rows for g in groups)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{url} is no Parquet file, or a damaged one: {error}") from error
+            raise _damaged(url, error) from error
     arrays = []
     for wanted in schema:
         if wanted.name not in there:
@@ -98,7 +105,10 @@ def read_row_groups(
             continue
         column = rows.column(wanted.name)
         if wanted.name == text_field and not pa.types.is_large_string(flat_type(column.type)):
-            raise DataError(f"The text column {text_field!r} holds {column.type} in {url}.")
+            raise DataError(
+                f"The text column {text_field!r} holds {column.type}, not strings, in {url}. Leave "
+                "that file out, or name another column with text_field (--text-field)."
+            )
         try:
             arrays.append(flatten(column, wanted.type))
         except pa.ArrowException:

@@ -81,11 +81,11 @@ def preflight(
         raise EndpointError(_not_served(endpoint, names))
     lengths = {model.name: model.context_length for model in served}
     window = lengths.get(endpoint.model)
-    if window is not None and window < needed:
+    if window is not None and neediest is not None and window < needed:
         raise EndpointError(
             f"{endpoint.model} at {endpoint.url} has a context window of {window:,} tokens, and "
-            f"{neediest} needs {needed:,} for prompt and answer: lower its budget "
-            "(max_input_tokens, max_output_tokens), or serve the model with a larger window"
+            f"the task {neediest.name} needs {needed:,} for prompt and answer: "
+            f"{_way_to_need_less(neediest)}, or serve the model with a larger window"
         )
     return Preflight(models=names, context_tokens=window, needed_tokens=needed)
 
@@ -163,10 +163,22 @@ def _not_served(endpoint: Endpoint, names: Sequence[str]) -> str:
     )
 
 
-def _needed(tasks: Sequence[Task | FlowTask], tokenizer: Tokenizer | None) -> tuple[int, str]:
-    """Return the largest window that a task needs, and the task's name."""
-    sizes = [(_window(task, tokenizer), f"the task {task.name}") for task in tasks]
-    return max(sizes, default=(0, ""))
+def _needed(
+    tasks: Sequence[Task | FlowTask], tokenizer: Tokenizer | None
+) -> tuple[int, Task | FlowTask | None]:
+    """Return the largest window that a task needs, and the task."""
+    sizes = [(_window(task, tokenizer), task) for task in tasks]
+    return max(sizes, key=lambda size: size[0], default=(0, None))
+
+
+def _way_to_need_less(task: Task | FlowTask) -> str:
+    own = task.sampling.max_output_tokens if isinstance(task, Task) else None
+    if task.budget is not None and (own or 0) <= task.budget.max_output_tokens:
+        return "lower its budget (max_input_tokens, max_output_tokens)"
+    ways = ["lower max_input_tokens of its budget"] if task.budget else []
+    ways += [f"lower max_output_tokens of its sampling ({own:,})"] if own else []
+    ways += [] if task.budget else ["shorten its prompt"]
+    return ", ".join(ways)
 
 
 def _window(task: Task | FlowTask, tokenizer: Tokenizer | None) -> int:

@@ -88,6 +88,8 @@ def _words(one: Mapping[str, Any], model: type[BaseModel]) -> str:
         return str(one["ctx"]["error"])
     if kind == "literal_error":
         return _choice(value, model, place)
+    if kind == "string_too_short":
+        return "must not be empty"
     if kind in _LIMITS:
         words, limit = _LIMITS[kind]
         return f"must be {words} {one['ctx'][limit]}, not {_shown(value)}"
@@ -102,7 +104,6 @@ _LIMITS = {
     "greater_than_equal": ("at least", "ge"),
     "greater_than": ("more than", "gt"),
     "less_than_equal": ("at most", "le"),
-    "string_too_short": ("a text of a length of at least", "min_length"),
 }
 _WANTED = (
     ("int_", "a whole number"),

@@ -13,15 +13,24 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, ValidationError
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError
 from pydantic import model_validator as validated
 
 from nemo_sdg.errors import RecipeError
 from nemo_sdg.llm.endpoint import DIALECTS, Endpoint, Timeouts
 from nemo_sdg.pipelines.problems import Problems, WrongRecipe, did_you_mean, problems_of
-from nemo_sdg.pipelines.task_spec import Number, Part, TaskSpec, Whole
+from nemo_sdg.pipelines.task_spec import (
+    File,
+    FileOrName,
+    Files,
+    Number,
+    Part,
+    Tasks,
+    Whole,
+    task_problems,
+)
 
 if TYPE_CHECKING:
     from nemo_sdg.tasks.task import FlowTask, Task
@@ -37,37 +46,6 @@ def _field(kind: Kind, default: Any = None, **limits: Any) -> Any:
     return Field(**make, json_schema_extra={"kind": kind}, **limits)
 
 
-def _local_path(value: str) -> str:
-    if not value or "://" in value or "::" in value:
-        return value
-    return os.path.abspath(os.path.expanduser(value))
-
-
-def _local_paths(value: Any) -> Any:
-    if isinstance(value, str | Path):
-        return _local_path(str(value))
-    return [_local_path(str(v)) if isinstance(v, str | Path) else v for v in value or ()]
-
-
-def _local_paths_listed(value: Any) -> Any:
-    if isinstance(value, str | Path):
-        value = [value]
-    return _local_paths(value) if isinstance(value, list | tuple) else value
-
-
-def _local_if_there(value: Any) -> Any:
-    if isinstance(value, str | Path) and os.path.exists(os.path.expanduser(value)):
-        return _local_path(str(value))
-    return value
-
-
-def _task_list(value: Any) -> Any:
-    return [value] if isinstance(value, str | dict) else value
-
-
-File = Annotated[str | None, BeforeValidator(lambda v: v if v is None else _local_paths(v))]
-
-
 class Recipe(Part):
     """What to make of which documents, by which model, and how to run it.
 
@@ -79,10 +57,10 @@ class Recipe(Part):
 
     # --- identity: a run folder belongs to these
 
-    tasks: Annotated[list[TaskSpec], BeforeValidator(_task_list)] = _field("identity", list)
+    tasks: Tasks = _field("identity", list)
     """What to make: names of tasks (`nemo-sdg tasks` lists them; nemotron-cc stands for five),
     or tasks with fields of their own."""
-    input: Annotated[list[str], BeforeValidator(_local_paths_listed)] = _field("identity", list)
+    input: Files = _field("identity", list)
     """Documents: JSONL (.gz, .zst) or Parquet; a file, pattern, folder, address, or several."""
     model: str = _field("identity", "")
     """Name of the model, as the endpoint calls it; `nemo-sdg check` lists what it serves."""
@@ -94,7 +72,7 @@ class Recipe(Part):
     """Column of the documents' text."""
     id_field: str = _field("identity", "id", min_length=1)
     """Column of the documents' ids; made from file and position where there is none."""
-    quality_field: str | None = _field("identity")
+    quality_field: str | None = _field("identity", min_length=1)
     """Column of quality buckets, 0 to 19: up to 11 goes to wikipedia_rephrase, more to the other
     Nemotron-CC tasks."""
     limit: Whole | None = _field("identity", ge=1)
@@ -105,7 +83,7 @@ class Recipe(Part):
     """Rows of a task without input."""
     from_columns: dict[str, str] = _field("identity", dict)
     """Sampling field (temperature, top_p, ...) or model -> column it is read from, row by row."""
-    tokenizer: Annotated[str | None, BeforeValidator(_local_if_there)] = _field("identity")
+    tokenizer: FileOrName = _field("identity", min_length=1)
     """Tokenizer of the model: folder, tokenizer.json or hub name; else found by the model."""
 
     # --- cheap: outputs are made anew from the answers that are filed
@@ -130,7 +108,7 @@ class Recipe(Part):
     """File with the API key."""
     headers: dict[str, str] = _field("free", dict)
     """Headers sent with every request; $NAME is read from the environment."""
-    proxy: str | None = _field("free")
+    proxy: str | None = _field("free", min_length=1)
     """Address of an HTTP proxy."""
     ca_file: File = _field("free")
     """Certificates of a private authority."""
@@ -142,9 +120,9 @@ class Recipe(Part):
     """Processes on this machine; of no account with a scheduler."""
     concurrency: Whole | None = _field("free", ge=1)
     """Requests in flight over all workers; default 256, or 32 for hosts on the internet."""
-    partition_size: str | None = _field("free")
+    partition_size: str | None = _field("free", min_length=1)
     """Size of a piece of input that one worker takes at a time, such as 64MB."""
-    scheduler: str | None = _field("free")
+    scheduler: str | None = _field("free", min_length=1)
     """Address of a Dask scheduler that runs already."""
     device: Literal["auto", "cpu", "gpu"] = _field("free", "auto")
     """Where columns are processed."""
@@ -173,7 +151,7 @@ class Recipe(Part):
         except ValidationError as error:
             problems = problems_of(error, cls)
             if isinstance(data, dict):
-                problems.extend(_task_problems(data))
+                problems.extend(task_problems(data))
             raise WrongRecipe(problems) from None
         problems = Problems()
         recipe._check(problems)
@@ -192,15 +170,36 @@ class Recipe(Part):
                 f"{did_you_mean(self.endpoint_kind, known)}",
                 "endpoint_kind",
             )
-        if self.endpoint and not self.model and "model" not in self.from_columns:
+        elif self.endpoint:
+            problems.extend(self._of_endpoint(self.endpoint))
+
+    def _of_endpoint(self, address: str) -> Problems:
+        problems = Problems()
+        if address == OFFLINE:
+            if self.model != _offline_model():
+                problems.add(
+                    f"the built-in endpoint has one model, {_offline_model()}, and no "
+                    f"{self.model!r}: leave --model out (where a recipe names one, --model "
+                    f"{_offline_model()} wins over it)",
+                    "model",
+                )
+        elif "://" not in address:
             problems.add(
-                f"no model is named; `nemo-sdg check --endpoint {self.endpoint}` lists what the "
-                "server has",
+                f"{address!r} is no address{did_you_mean(address, (OFFLINE,)) or ';'} a server is "
+                f"written http://{address.strip('/').removesuffix('/v1') or 'HOST:PORT'}/v1, and "
+                f"without one `{OFFLINE}` is the built-in endpoint",
+                "endpoint",
+            )
+        else:
+            with problems.at("endpoint"):
+                self.endpoint_for(address)
+        if not self.model and "model" not in self.from_columns and not problems:
+            problems.add(
+                f"no model is named; `nemo-sdg check --endpoint {address}` lists what the server "
+                "has",
                 "model",
             )
-        if self.endpoint and self.endpoint != OFFLINE and self.endpoint_kind in ("auto", *DIALECTS):
-            with problems.at("endpoint"):
-                self.endpoint_for(self.endpoint)
+        return problems
 
     def _of_tasks(self, tasks: list[Task | FlowTask]) -> Problems:
         problems = Problems()
@@ -230,6 +229,7 @@ class Recipe(Part):
         Raises:
             RecipeError: a task cannot be; there is none.
         """
+        from nemo_sdg.pipelines.task_build import check_placeholders
         from nemo_sdg.tasks.registry import load_task_file
 
         problems, found = Problems(), []
@@ -237,6 +237,8 @@ class Recipe(Part):
         if self.task_file:
             with problems.at("task_file"):
                 of_file = load_task_file(self.task_file)
+                for task in () if self.tasks else of_file:
+                    check_placeholders(task)
         for number, spec in enumerate(self.tasks):
             with problems.at("tasks", number):
                 found.extend(spec.resolved())
@@ -312,26 +314,14 @@ class Recipe(Part):
 
 def _with_offline_model(data: dict[str, Any]) -> dict[str, Any]:
     if data.get("endpoint") == OFFLINE and not data.get("model"):
-        from nemo_sdg.llm.offline import OFFLINE_MODEL
-
-        return data | {"model": OFFLINE_MODEL}
+        return data | {"model": _offline_model()}
     return data
 
 
-def _task_problems(data: Mapping[str, Any]) -> Problems:
-    """Look at the tasks of a recipe that is wrong elsewhere, to tell their problems as well."""
-    problems = Problems()
-    if data.get("task_file"):
-        return problems  # their names may be its own
-    entries = _task_list(data.get("tasks"))
-    for number, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
-        try:
-            spec = TaskSpec.model_validate(entry)
-        except ValidationError:
-            continue  # told by the caller
-        with problems.at("tasks", number):
-            spec.resolved()
-    return problems
+def _offline_model() -> str:
+    from nemo_sdg.llm.offline import OFFLINE_MODEL
+
+    return OFFLINE_MODEL
 
 
 def load_recipe(path: str | os.PathLike[str], **overrides: Any) -> Recipe:
@@ -346,6 +336,11 @@ def load_recipe(path: str | os.PathLike[str], **overrides: Any) -> Recipe:
     """
     from nemo_sdg.pipelines.recipe_yaml import read_recipe
 
+    if not os.path.exists(path):
+        raise RecipeError(
+            f"there is no recipe {path}: check the path, or write one to begin with by "
+            f"`nemo-sdg init TASK --output {path}`"
+        )
     return read_recipe(Path(path), {k: v for k, v in overrides.items() if v is not None})
 
 

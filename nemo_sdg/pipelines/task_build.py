@@ -132,7 +132,7 @@ def build(spec: TaskSpec) -> list[Task | FlowTask]:
         if spec.prompt is not None:
             changes["prompt"] = spec.prompt
         task = replace(base, **changes)
-        _check_placeholders(task)
+        check_placeholders(task)
         if "parse" in given or not set(task.variables) >= set(base.variables):
             task = replace(task, offline=None)  # its rule answers another prompt than this
     if given & {"languages", "weights", "language_mode"}:
@@ -164,11 +164,22 @@ def _own_task(spec: TaskSpec, known: list[str]) -> Task:
         raise WrongRecipe([Problem(("prompt",), str(error))]) from None
 
 
-def _check_placeholders(task: Task) -> None:
-    if task.plan is None and not task.variables:
+def check_placeholders(task: Task | FlowTask) -> None:
+    """Raise where a task over documents would ask the same about every one of them.
+
+    Raises:
+        PromptError: a brace is not closed.
+        RecipeError: there is no placeholder at all.
+    """
+    if isinstance(task, FlowTask) or task.plan is not None:
+        return
+    for template in filter(None, (task.system_template, task.template)):
+        meant = ("document",) if task.variables else template.unclosed
+        template.check_closed(meant, where=f"task {task.name}")
+    if not task.variables:
         raise RecipeError(
-            "there is no placeholder, so every row would be asked the same: write {document} "
-            "where the text goes, or {name} for the column of that name"
+            f"task {task.name}: there is no placeholder in the prompt, so every row would be asked "
+            "the same: write {document} where the text goes, or {name} for the column of that name"
         )
 
 

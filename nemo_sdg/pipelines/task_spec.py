@@ -14,9 +14,21 @@ Importing this loads no task; resolving does.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from nemo_sdg.pipelines.problems import Problems
 
 if TYPE_CHECKING:
     from nemo_sdg.tasks.task import FlowTask, Task
@@ -32,6 +44,35 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _local_path(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty: an empty path would be the folder you are in")
+    if "://" in value or "::" in value:
+        return value
+    return os.path.abspath(os.path.expanduser(value))
+
+
+def _local_paths(value: Any) -> Any:
+    if isinstance(value, str | Path):
+        return _local_path(str(value))
+    return [_local_path(str(v)) if isinstance(v, str | Path) else v for v in value or ()]
+
+
+def _local_paths_listed(value: Any) -> Any:
+    if isinstance(value, str | Path):
+        value = [value]
+    return _local_paths(value) if isinstance(value, list | tuple) else value
+
+
+def _local_if_there(value: Any) -> Any:
+    if isinstance(value, str | Path) and os.path.exists(os.path.expanduser(value)):
+        return _local_path(str(value))
+    return value
+
+
+Files = Annotated[list[str], BeforeValidator(_local_paths_listed)]
+File = Annotated[str | None, BeforeValidator(lambda v: v if v is None else _local_paths(v))]
+FileOrName = Annotated[str | None, BeforeValidator(_local_if_there)]
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Whole = Annotated[int, Field(strict=True)]
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
@@ -166,3 +207,26 @@ class TaskSpec(Part):
         from nemo_sdg.pipelines.task_build import build
 
         return build(self)
+
+
+def _task_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
+Tasks = Annotated[list[TaskSpec], BeforeValidator(_task_list)]
+
+
+def task_problems(data: Mapping[str, Any]) -> Problems:
+    """Look at the tasks of a recipe that is wrong elsewhere, to tell their problems as well."""
+    problems = Problems()
+    if data.get("task_file"):
+        return problems  # their names may be its own
+    entries = _task_list(data.get("tasks"))
+    for number, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
+        try:
+            spec = TaskSpec.model_validate(entry)
+        except ValidationError:
+            continue  # told by the caller
+        with problems.at("tasks", number):
+            spec.resolved()
+    return problems

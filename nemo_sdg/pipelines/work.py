@@ -232,7 +232,7 @@ def _connected(address: str) -> Any:
         ConfigurationError: none answers, or this is no address of one.
     """
     from distributed import Client
-    from distributed.comm import get_address_host_port
+    from distributed.comm.addressing import get_address_host_port
 
     try:
         # First the address alone: a client that never came to be complains once more at its end.

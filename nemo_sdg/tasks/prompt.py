@@ -14,6 +14,7 @@ from functools import cached_property
 from nemo_sdg.errors import PromptError
 
 _PLACEHOLDER = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\}")
+_OPENED = re.compile(r"\{([A-Za-z_]\w*)")
 
 
 class Template:
@@ -58,6 +59,30 @@ class Template:
     def variables(self) -> tuple[str, ...]:
         """Names of the placeholders in order of appearance, each once."""
         return tuple(dict.fromkeys(part[0] for part in self.parts if isinstance(part, tuple)))
+
+    @cached_property
+    def unclosed(self) -> Mapping[str, int]:
+        """Names after a brace that nothing closes, as in `{document`, and the line of each.
+
+        They are text like any other; whether one was meant as a placeholder the caller knows.
+        """
+        open_at: list[int] = []
+        for match in re.finditer(r"[{}]", self.text):
+            if match.group() == "{":
+                open_at.append(match.start())
+            elif open_at:
+                open_at.pop()
+        names = [(_OPENED.match(self.text, at), at) for at in open_at]
+        return {m.group(1): self.text.count("\n", 0, at) + 1 for m, at in names if m}
+
+    def check_closed(self, meant: Collection[str], *, where: str) -> None:
+        """Raise `PromptError` when a name that is meant as a placeholder has no closing brace."""
+        for name, line in self.unclosed.items():
+            if name in meant:
+                raise PromptError(
+                    f"{where}: the brace of `{{{name}` in line {line} is not closed: write "
+                    f"{{{name}}}"
+                )
 
     def check(self, available: Collection[str], *, where: str) -> None:
         """Raise `PromptError` when a placeholder is not among the available names."""

@@ -95,7 +95,10 @@ def load_task_file(path: str | Path) -> list[Task | FlowTask]:
         values = [v for v in vars(module).values() if isinstance(v, Task | FlowTask)]
         found = [task for task in values if id(task) not in elsewhere]
         if not found:
-            raise ConfigurationError(f"{path} defines no Task")
+            raise ConfigurationError(
+                f"{path} defines no Task: it needs `name = Task(name=..., output=..., prompt=..., "
+                "doc=...)` at its top level; what it only imports does not count"
+            )
         for task in found:
             register(task)
     except ConfigurationError:

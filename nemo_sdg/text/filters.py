@@ -261,7 +261,8 @@ class ScoreRange:
         """
         if texts.dtype.kind not in "iufb" and len(texts) > 0 and bool(texts.notna().any()):
             raise DataError(
-                f"filter {self.name}: column {texts.name!r} holds {texts.dtype}, not numbers"
+                f"filter {self.name}: column {texts.name!r} holds {texts.dtype}, not numbers; "
+                'name a column of numbers, or write numbers into this one (3, not "3")'
             )
         return texts
 
