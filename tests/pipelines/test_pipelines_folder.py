@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import stat
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,7 @@ import run_rig as rig
 from nemo_sdg.data.frames import schema_of
 from nemo_sdg.data.parts import read_manifest
 from nemo_sdg.errors import RunFolderError
-from nemo_sdg.pipelines import folder as module
-from nemo_sdg.pipelines.folder import STALE_S, TABLES, RunFolder, table_schema
+from nemo_sdg.pipelines.folder import TABLES, RunFolder, table_schema
 
 DATA = pd.DataFrame({"id": ["a", "b"], "summary": ["one", "two"]})
 
@@ -41,59 +36,6 @@ def write(folder: RunFolder, number: int, frame: pd.DataFrame = DATA, **tables: 
         is_only=True,
         summary={"task": "t", "number": number, "fingerprint": "f", "counts": {}},
     )
-
-
-def owner(folder: RunFolder, **fields: Any) -> None:
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": "x", "at": time.time()}
-    folder.write_json("owner.json", mine | fields)
-
-
-# --- owner ----------------------------------------------------------------------------------------
-
-
-def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
-    folder = made(tmp_path)
-    with folder.owned():
-        with pytest.raises(RunFolderError, match=f"in use by process {os.getpid()}"):
-            folder.owned().__enter__()
-        assert folder.read_json("owner.json")["pid"] == os.getpid()
-    assert folder.read_json("owner.json") is None
-    with folder.owned():
-        pass
-
-
-def test_an_owner_on_another_machine_is_believed_while_its_heart_beats(tmp_path: Path) -> None:
-    folder = made(tmp_path)
-    owner(folder, host="elsewhere", pid=1)
-    with pytest.raises(RunFolderError, match="process 1 on elsewhere"):
-        folder.owned().__enter__()
-    owner(folder, host="elsewhere", pid=1, at=time.time() - STALE_S - 1)
-    with folder.owned():
-        assert folder.read_json("owner.json")["host"] == socket.gethostname()
-
-
-def test_the_folder_of_a_dead_process_is_taken_over_at_once(tmp_path: Path) -> None:
-    folder = made(tmp_path)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    owner(folder, pid=dead.pid)
-    with folder.owned():
-        assert folder.read_json("owner.json")["pid"] == os.getpid()
-
-
-def test_a_damaged_owner_file_keeps_nobody_out(tmp_path: Path) -> None:
-    folder = made(tmp_path)
-    (folder.path / "owner.json").write_text('{"host": ')
-    with folder.owned():
-        assert folder.read_json("owner.json")["pid"] == os.getpid()
-
-
-def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HEARTBEAT_S", 0.02)
-    folder = made(tmp_path)
-    with folder.owned():
-        first = folder.read_json("owner.json")["at"]
-        rig.until(lambda: folder.read_json("owner.json")["at"] > first, timeout_s=5)
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from nemo_sdg.errors import ConfigurationError, DataError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.faults import Fault
 from nemo_sdg.pipelines.job import (
+    MOST_ROWS,
     Job,
     choose_tokenizer,
     estimate,
@@ -31,11 +32,11 @@ from nemo_sdg.text.tokens import load_tokenizer
 NOWHERE = "http://127.0.0.1:9/v1"
 
 
-def plan(recipe: Recipe, block_bytes: int | None = None) -> Job:
+def plan(recipe: Recipe, block_bytes: int | None = None, tokenizer: Any = None) -> Job:
     return plan_job(
         recipe,
         recipe.endpoint_for(recipe.endpoint or ""),
-        tokenizer=load_tokenizer("bundled"),
+        tokenizer=tokenizer or load_tokenizer("bundled"),
         ledger="nowhere",
         fingerprint="f",
         block_bytes=block_bytes,
@@ -140,7 +141,7 @@ def test_an_id_twice_names_both_places(tmp_path: Path) -> None:
 def test_a_column_that_is_not_there_is_told_before_anything_is_asked(
     source: Path, fields: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(ConfigurationError, match=words):
         plan(rig.recipe_for(NOWHERE, source, **fields))
 
 
@@ -217,3 +218,35 @@ def test_the_fingerprint_holds_what_decides_the_output(source: Path) -> None:
 def test_a_chain_travels_to_a_worker(source: Path) -> None:
     (chain,) = plan(rig.recipe_for(NOWHERE, source)).chains
     assert pickle.loads(pickle.dumps(chain)).task == chain.task
+
+
+def test_no_part_is_larger_than_what_one_worker_should_hold(source: Path) -> None:
+    recipe = Recipe(tasks=["multilingual_qa"], endpoint="offline", num_samples=30_001)
+    job = plan(recipe.replace(endpoint=NOWHERE, model="m"))
+    sizes = [len(part.frame.compute()) for part in (job.parts[0], job.parts[-1])]
+    assert max(sizes) <= MOST_ROWS
+    assert len(job.parts) == -(-30_001 // MOST_ROWS)
+    first = plan(rig.recipe_for(NOWHERE, source, limit=90))
+    assert sum(len(part.frame.compute()) for part in first.parts) == 90
+
+
+def test_the_estimate_reads_little_whatever_the_partitions(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_sdg.pipelines.job.ESTIMATE_BYTES", 4096)
+    read: list[int] = []
+    from nemo_sdg.pipelines import job as module
+
+    count = module._count
+    monkeypatch.setattr(module, "_count", lambda *a: read.append(1) or count(*a))
+    job = plan(rig.recipe_for(NOWHERE, source, partition_size="1KB"))
+    assert len(job.parts) > 8
+    planned = estimate(job)
+    assert len(read) <= 5 and not planned.is_exact
+
+
+def test_another_tokenizer_makes_other_parts(source: Path) -> None:
+    recipe, other = rig.recipe_for(NOWHERE, source), load_tokenizer("bundled")
+    other.fingerprint = "of another"
+    usual = {part.fingerprint for part in plan(recipe).parts}
+    assert usual.isdisjoint(part.fingerprint for part in plan(recipe, tokenizer=other).parts)

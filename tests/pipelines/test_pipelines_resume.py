@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -439,3 +440,39 @@ def test_a_second_run_into_the_folder_is_refused(client: Any, source: Path, tmp_
         assert refused[0].exit_code == 2
         assert result.counts["summary"]["kept"] == 40
         assert rig.report(tmp_path / "out")["status"] == "complete"
+
+
+def test_the_code_of_a_flow_is_part_of_what_a_folder_belongs_to(
+    client: Any, server: Any, source: Path, tmp_path: Path
+) -> None:
+    code = """
+from nemo_sdg import Request, Sampling, chat, flow
+
+@flow(output="answer", doc="Ask.")
+def ask(document):
+    reply = yield Request(messages=chat(None, "{word} " + document), sampling=Sampling())
+    return reply.text
+"""
+    tasks = tmp_path / "tasks.py"
+    tasks.write_text(code.replace("{word}", "Sum up:"))
+    recipe = rig.recipe_for(server.url, source, tasks=["ask"], task_file=str(tasks), limit=3)
+    run(recipe, tmp_path / "out", client=client)
+    asked = len(server.log.entries)
+    tasks.write_text(code.replace("{word}", "Shorten:"))
+    changed = rig.recipe_for(server.url, source, tasks=["ask"], task_file=str(tasks), limit=3)
+    with pytest.raises(RunFolderError, match="ask"):
+        run(changed, tmp_path / "out", client=client)
+    assert len(server.log.entries) == asked
+
+
+def test_another_tokenizer_is_told_when_a_run_goes_on(
+    client: Any, server: Any, source: Path, tmp_path: Path
+) -> None:
+    recipe = rig.recipe_for(server.url, source, tasks=["distill"], limit=3)
+    run(recipe, tmp_path / "out", client=client)
+    state = json.loads((tmp_path / "out" / "state.json").read_bytes())
+    state["tokenizer"] = {"name": "another", "fingerprint": "of another"}
+    (tmp_path / "out" / "state.json").write_text(json.dumps(state))
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(RunFolderError, match="tokenizer"):
+        run(recipe, tmp_path / "out", client=client)
