@@ -13,18 +13,16 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from nemo_sdg.errors import ConfigurationError, CredentialError
+from nemo_sdg.llm import credentials
 from nemo_sdg.llm.request import Usage
 
 DEFAULT_KEY_ENV = "NEMO_SDG_API_KEY"
 VENDOR_KEY_ENV = {"api.openai.com": "OPENAI_API_KEY", "nvidia.com": "NVIDIA_API_KEY"}
 """Vendor variables are read for the vendor's own hosts (and their subdomains) only."""
-
-SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,10 +65,12 @@ class Endpoint:
         kind: a key of `DIALECTS`, or "auto": by host, else generic.
         api_key_env, api_key_file: where the key stands; an unset variable is an error.
         concurrency: requests in flight over all workers; None: 256, 32 on the internet.
-        headers: sent with every request; a value `$NAME` is read from the environment.
+        headers: sent with every request; a value `$NAME` or `Bearer $NAME` is read from the
+            environment. One whose name looks like a secret (token, key, cookie) must be.
         unsupported: further body fields never to be sent (such as `seed`).
         stream: ask for streamed answers; they are put together again.
         proxy: address of an HTTP proxy; None: the usual variables, for hosts beyond loopback.
+            A password, or the whole address, is read from the environment: `$NAME`.
         ca_file: certificates of a private authority; TLS is always verified.
         price_in, price_out: money per million tokens; None: unknown, never 0.
     """
@@ -103,6 +103,11 @@ class Endpoint:
             )
         if parts.username or parts.password:
             raise ConfigurationError("an endpoint address must not carry a password; use a key")
+        if parts.query or parts.fragment:
+            raise ConfigurationError(
+                "an endpoint address ends with its path: what stands from `?` or `#` on cannot be "
+                "sent along. Azure needs no api-version at https://NAME.openai.azure.com/openai/v1"
+            )
         path = parts.path.rstrip("/")
         for tail in ("/chat/completions", "/completions", "/embeddings", "/models"):
             path = path.removesuffix(tail)
@@ -114,11 +119,9 @@ class Endpoint:
         object.__setattr__(self, "headers", tuple(dict(self.headers).items()))  # hashable
         object.__setattr__(self, "unsupported", frozenset(self.unsupported))
         for name, value in dict(self.headers).items():
-            if name.lower() in SECRET_HEADERS and not value.startswith("$"):
-                raise ConfigurationError(
-                    f"the header {name} must not hold a key itself: put it into a variable and "
-                    f"write {name}: $THE_VARIABLE"
-                )
+            credentials.check_header(name, value)
+        if self.proxy is not None:
+            credentials.check_proxy(self.proxy)
         if self.concurrency is not None and self.concurrency < 1:
             raise ConfigurationError(f"concurrency must be at least 1, not {self.concurrency}")
 
@@ -173,18 +176,17 @@ class Endpoint:
         """Look the API key up in this process; None where none is configured.
 
         Raises:
-            CredentialError: the variable or file that was named is not there, or is empty.
+            CredentialError: the variable or file that was named is not there, is empty, or holds
+                what cannot be a key: several words or lines, characters beyond ASCII.
         """
+        found, where = self._found_key()
+        return None if found is None else credentials.checked_key(found, where)
+
+    def _found_key(self) -> tuple[str | None, str]:
+        """Return the key as it stands there, and in words where that is."""
         if self.api_key_file:
-            try:
-                found = Path(self.api_key_file).expanduser().read_text().strip()
-            except OSError as error:
-                raise CredentialError(
-                    f"the API key file cannot be read: {error.strerror}: {self.api_key_file}"
-                ) from None
-            if not found:
-                raise CredentialError(f"the API key file {self.api_key_file} is empty")
-            return found
+            where = f"the API key file {self.api_key_file}"
+            return credentials.read_key_file(self.api_key_file), where
         if self.api_key_env:
             found = os.environ.get(self.api_key_env, "").strip()
             if not found:
@@ -192,12 +194,12 @@ class Endpoint:
                     f"the variable {self.api_key_env} was named for the API key and is not set; "
                     f"export it where the workers start, or leave the option out"
                 )
-            return found
+            return found, f"the variable {self.api_key_env}"
         names = [v for k, v in VENDOR_KEY_ENV.items() if ("." + self.host).endswith("." + k)]
         for name in (DEFAULT_KEY_ENV, *names):
             if found := os.environ.get(name, "").strip():
-                return found
-        return None
+                return found, f"the variable {name}"
+        return None, ""
 
     def request_headers(self) -> dict[str, str]:
         """Return the headers of a request, the key among them: never to be logged."""
@@ -205,20 +207,18 @@ class Endpoint:
         if key := self.key():
             headers["Authorization"] = f"Bearer {key}"
         for name, value in dict(self.headers).items():
-            if value.startswith("$"):
-                found = os.environ.get(value[1:], "")
-                if not found:
-                    raise CredentialError(f"the header {name} reads {value}, which is not set")
-                value = found
-            headers[name] = value
+            headers[name] = credentials.header_value(name, value)
         return headers
 
+    def proxy_address(self) -> str | None:
+        """Return the proxy with its password looked up in this process: never to be logged."""
+        return None if self.proxy is None else credentials.proxy_address(self.proxy)
+
     def scrub(self, text: str) -> str:
-        """Return the text without the key and without secret header values."""
-        named = (v[1:] for v in dict(self.headers).values() if v.startswith("$"))
-        secrets = [os.environ.get(name) for name in named]
+        """Return the text without key, secret header values and proxy passwords, also escaped."""
+        secrets = list(credentials.secrets_of_headers(dict(self.headers)))
+        secrets += credentials.secrets_of_proxies(self.proxy)
         with contextlib.suppress(CredentialError):  # no key, nothing to hide
-            secrets.append(self.key())
-        for secret in filter(None, secrets):
-            text = text.replace(secret, "[key]")
-        return text
+            # As it stands there: a key that is refused must not be shown either.
+            secrets.append(self._found_key()[0] or "")
+        return credentials.scrubbed(text, secrets)

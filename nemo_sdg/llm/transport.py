@@ -53,7 +53,7 @@ class AsyncTransport:
             between_bytes_s=t.between_bytes_s,
             total_s=t.total_s,
         )
-        proxy = endpoint.proxy
+        proxy = endpoint.proxy_address()
         if proxy is None and not endpoint.is_loopback:
             proxy = proxy_of_environment(endpoint.url)
         try:
@@ -65,7 +65,7 @@ class AsyncTransport:
             )
         except ValueError as error:
             raise ConfigurationError(
-                f"requests to {endpoint.host} cannot be made: {error}"
+                endpoint.scrub(f"requests to {endpoint.host} cannot be made: {error}")
             ) from None
 
     async def __aenter__(self) -> Self:
@@ -161,7 +161,7 @@ class BlockingTransport:
             headers=endpoint.request_headers(),
             timeout=httpx.Timeout(t.first_byte_s, connect=t.connect_s),
             verify=_tls(endpoint.ca_file),
-            proxy=endpoint.proxy,
+            proxy=endpoint.proxy_address(),
             trust_env=not endpoint.is_loopback and endpoint.proxy is None,
             follow_redirects=False,
         )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import pickle
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
 from nemo_sdg.errors import ConfigurationError, CredentialError
 from nemo_sdg.llm.endpoint import DEFAULT_KEY_ENV, DIALECTS, Endpoint
 from nemo_sdg.llm.request import Request, Sampling, Usage, chat
+from nemo_sdg.llm.transport import AsyncTransport, BlockingTransport
 
 SECRET = "sk-test-secret"
 LOCAL = "http://localhost:8000/v1"
@@ -154,13 +159,13 @@ def test_a_variable_that_was_named_must_be_set(monkeypatch: pytest.MonkeyPatch) 
             make_key()
 
     endpoint = Endpoint(url=LOCAL, api_key_env="MY_KEY")
-    monkeypatch.setenv(DEFAULT_KEY_ENV, "the default one")
+    monkeypatch.setenv(DEFAULT_KEY_ENV, "the-default-one")
     check(endpoint.key)
     monkeypatch.setenv("MY_KEY", "  ")
     check(endpoint.key)
     # A client that falls back silently would send another key than the one that was named.
     with pytest.raises(pytest.fail.Exception):
-        check(lambda: "the default one")
+        check(lambda: "the-default-one")
     monkeypatch.setenv("MY_KEY", f" {SECRET}\n")
     assert endpoint.key() == SECRET
     assert endpoint.request_headers()["Authorization"] == f"Bearer {SECRET}"
@@ -169,11 +174,11 @@ def test_a_variable_that_was_named_must_be_set(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.row("M15")
 def test_order_of_the_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "key"
-    file.write_text("from the file\n")
+    file.write_text("from-the-file\n")
     for name in (DEFAULT_KEY_ENV, "OPENAI_API_KEY", "MY_KEY"):
         monkeypatch.setenv(name, name)
     host = "https://api.openai.com/v1"
-    assert Endpoint(url=host, api_key_file=str(file), api_key_env="MY_KEY").key() == "from the file"
+    assert Endpoint(url=host, api_key_file=str(file), api_key_env="MY_KEY").key() == "from-the-file"
     assert Endpoint(url=host, api_key_env="MY_KEY").key() == "MY_KEY"
     assert Endpoint(url=host).key() == DEFAULT_KEY_ENV
     monkeypatch.delenv(DEFAULT_KEY_ENV)
@@ -251,3 +256,159 @@ def test_scrub_takes_out_every_secret_and_nothing_else(monkeypatch: pytest.Monke
     assert endpoint.scrub(text) == "Bearer [key] and [key], harmless"
     monkeypatch.delenv("MY_KEY")
     assert "other-secret" not in endpoint.scrub(text)
+
+
+# --- what cannot be a key, and secrets that are no key ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{SECRET}-1\n{SECRET}-2\n".encode(),
+        f"{SECRET}-1 {SECRET}-2".encode(),
+        f"\u201c{SECRET}\u201d".encode(),
+        f"{SECRET}\x07".encode(),
+        f"{SECRET}\x00{SECRET}".encode(),
+        SECRET.encode("utf-16"),
+        b"\xe9" + SECRET.encode(),
+    ],
+)
+@pytest.mark.row("F1")
+@pytest.mark.row("M15")
+def test_what_cannot_be_a_key_is_refused_and_not_shown(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    endpoint = Endpoint(url=LOCAL, api_key_file=str(file))
+
+    def check(headers: Any) -> None:
+        with pytest.raises(CredentialError) as caught:
+            headers()
+        assert str(file) in str(caught.value)
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "test-secret" not in f"{error} {error!r} {vars(error)}"
+            error = None if error.__suppress_context__ else error.__cause__ or error.__context__
+
+    def stripping() -> dict[str, str]:
+        return {"Authorization": f"Bearer {file.read_bytes().strip()!r}"}
+
+    check(endpoint.request_headers)
+    check(lambda: BlockingTransport(endpoint))
+    with pytest.raises(pytest.fail.Exception):
+        check(stripping)
+    told = f"Illegal header value {b'Bearer ' + content.strip()!r}"
+    assert content.isascii() is False or "test-secret" not in endpoint.scrub(told)
+
+
+def test_a_mark_before_the_key_is_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_bytes(f"\ufeff{SECRET}\r\n".encode())
+    assert Endpoint(url=LOCAL, api_key_file=str(tmp_path / "key")).key() == SECRET
+    monkeypatch.setenv("MY_KEY", f"\u2018{SECRET}\u2019")
+    with pytest.raises(CredentialError, match=r"MY_KEY holds .*typographic quotes"):
+        Endpoint(url=LOCAL, api_key_env="MY_KEY").key()
+
+
+@pytest.mark.row("F1")
+def test_scrub_knows_a_secret_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "sk/te+st=\"sec\\ret'&<x>"
+    monkeypatch.setenv("MY_KEY", secret)
+    scrub = Endpoint(url=LOCAL, api_key_env="MY_KEY").scrub
+
+    def check(hide: Any) -> None:
+        for text in (
+            repr(f"Bearer {secret}"),
+            repr(f"Bearer {secret}".encode()),
+            json.dumps({"key": secret}),
+            json.dumps({"body": json.dumps({"key": secret})}),
+            json.dumps(secret).replace("/", r"\/"),
+            quote(secret),
+            quote_plus(secret),
+            quote(secret, safe="").lower(),
+            html.escape(secret),
+        ):
+            assert "ret" not in hide(text)
+
+    check(scrub)
+    with pytest.raises(AssertionError):
+        check(lambda text: text.replace(secret, "[key]"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["X-Auth-Token", "Cookie", "api-key", "Ocp-Apim-Subscription-Key", "x-client-secret",
+     "Proxy-Authorization", "X-Password", "AUTHORIZATION"],
+)  # fmt: skip
+def test_a_secret_in_any_header_comes_from_a_variable(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{name}: \$THE_VARIABLE") as caught:
+        Endpoint(url=LOCAL, headers={name: SECRET})
+    assert SECRET not in str(caught.value)
+    monkeypatch.setenv("MY_KEY", SECRET)
+    for value, sent in (
+        ("$MY_KEY", SECRET),
+        ("${MY_KEY}", SECRET),
+        ("Bearer $MY_KEY", f"Bearer {SECRET}"),
+    ):
+        endpoint = Endpoint(url=LOCAL, headers={name: value})
+        assert endpoint.request_headers()[name] == sent
+        assert SECRET not in repr(endpoint) and SECRET not in endpoint.scrub(f"{name}: {sent}")
+    monkeypatch.setenv("MY_KEY", f"{SECRET}\r\nX-More: 1")
+    with pytest.raises(CredentialError, match=name) as refused:
+        Endpoint(url=LOCAL, headers={name: "$MY_KEY"}).request_headers()
+    assert SECRET not in str(refused.value)
+
+
+def test_a_header_that_is_no_secret_may_stand_there() -> None:
+    headers = {"X-Author": "me", "X-Team": "red team", "X-Max-Tokens": "5", "X-Price": "$5.00"}
+    assert headers.items() <= Endpoint(url=LOCAL, headers=headers).request_headers().items()
+    with pytest.raises(ConfigurationError, match="X-Team"):
+        Endpoint(url=LOCAL, headers={"X-Team": "red\r\nHost: b"})
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [f"http://u:{SECRET}@proxy:3128", f"http://{SECRET}@proxy:3128", f"http://u:{SECRET}#a@p:1",
+     f"u:{SECRET}@proxy:3128", f"http://u:{SECRET}$MY_KEY@proxy:3128", "proxy:3128"],
+)  # fmt: skip
+@pytest.mark.row("F1")
+def test_a_password_in_the_proxy_address_is_refused_and_not_shown(proxy: str) -> None:
+    with pytest.raises(ConfigurationError, match="proxy") as caught:
+        Endpoint(url=LOCAL, proxy=proxy)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.row("F1")
+def test_the_proxys_password_comes_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "p@ss/word#1"
+    for given, value in (
+        ("http://u:$MY_KEY@proxy:3128", secret),
+        ("http://u:${MY_KEY}@proxy:3128", secret),
+        ("$MY_KEY", f"http://u:{quote(secret, safe='')}@proxy:3128"),
+    ):
+        endpoint = Endpoint(url="http://host/v1", proxy=given)
+        monkeypatch.delenv("MY_KEY", raising=False)
+        with pytest.raises(CredentialError, match="MY_KEY"):
+            BlockingTransport(endpoint)
+        monkeypatch.setenv("MY_KEY", value)
+        assert endpoint.proxy_address() == f"http://u:{quote(secret, safe='')}@proxy:3128"
+        for transport in (BlockingTransport, AsyncTransport):
+            transport(endpoint)
+        login = base64.b64encode(f"u:{secret}".encode()).decode()
+        text = f"{endpoint!r} {pickle.dumps(endpoint)!r} " + endpoint.scrub(
+            f"{endpoint.proxy_address()} Basic {login} {secret!r}"
+        )
+        assert secret not in text and quote(secret) not in text and login not in text
+    monkeypatch.setenv("MY_KEY", f"http://u:{SECRET}@proxy:port")
+    with pytest.raises(CredentialError) as caught:
+        Endpoint(url=LOCAL, proxy="$MY_KEY").proxy_address()
+    assert SECRET not in str(caught.value)
+    assert Endpoint(url=LOCAL, proxy="http://proxy:3128").proxy_address() == "http://proxy:3128"
+
+
+def test_what_follows_the_path_of_an_address_is_not_cut_off_silently() -> None:
+    for tail in ("?api-version=2025", "#x"):
+        with pytest.raises(ConfigurationError, match="/openai/v1"):
+            Endpoint(url=f"https://x.openai.azure.com/openai/v1{tail}")
