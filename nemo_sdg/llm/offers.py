@@ -77,7 +77,9 @@ def read_count(body: Any) -> int | None:
     if isinstance(body, Mapping) and isinstance(body.get("count"), int):
         return int(body["count"])
     if isinstance(body, list):  # TGI; its begin and end marks cover no text
-        return sum(1 for t in body if t.get("stop", 0) > t.get("start", 0))
+        spans = [(t.get("start", 0), t.get("stop", 0)) for t in body if isinstance(t, Mapping)]
+        if len(spans) == len(body) and all(isinstance(n, int) for span in spans for n in span):
+            return sum(1 for start, stop in spans if stop > start)
     return None
 
 

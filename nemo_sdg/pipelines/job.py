@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -15,12 +14,13 @@ from nemo_sdg.data.backend import from_values, resolve_backend, to_values
 from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.data.ids import check_unique_ids, input_fingerprint
 from nemo_sdg.errors import DataError
-from nemo_sdg.llm.client import Client
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.request import derive_seed
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.columns import check_columns
 from nemo_sdg.pipelines.recipe import Recipe
+from nemo_sdg.pipelines.tokenize_route import NAME as TOKENIZE_ROUTE
+from nemo_sdg.pipelines.tokenize_route import remote_tokenizer
 from nemo_sdg.stages.reshape import TOKENS_FIELD
 from nemo_sdg.tasks.task import FlowTask, Plan, Task
 from nemo_sdg.text.filters import above, at_most
@@ -99,12 +99,7 @@ def choose_tokenizer(recipe: Recipe, endpoint: Endpoint, *, is_offline: bool) ->
     """Load the tokenizer in the order of DESIGN 8; the built-in endpoint has the bundled one."""
     if recipe.tokenizer or is_offline:
         return load_tokenizer(recipe.tokenizer or "bundled")
-    remote = functools.partial(_count_remotely, endpoint)
-    try:
-        offers = remote(["a"]) is not None
-    except DataError:
-        offers = False
-    return load_tokenizer(model=recipe.model, remote=remote if offers else None)
+    return remote_tokenizer(endpoint, recipe.model)
 
 
 def plan_job(
@@ -160,7 +155,8 @@ def plan_job(
 def estimate(job: Job) -> Estimate:
     """Count what will be asked: on all partitions of a small input, on a sample of a large one.
 
-    Sends no request. Reads and tokenizes about 4 MB at most.
+    Sends no request: where the server counts the tokens, the bundled tokenizer stands in and
+    nothing is exact. Reads and tokenizes about 4 MB at most.
     """
     from dask.base import compute
     from dask.delayed import delayed
@@ -171,7 +167,9 @@ def estimate(job: Job) -> Estimate:
     for chain in job.chains:
         parts = [part for part in job.parts if part.chain is chain]
         sample = parts[:: -(-len(parts) // most)]
-        lazy = [delayed(_count)(part.chain, part.frame) for part in sample]
+        counting = _counting_here(chain)
+        is_exact = is_exact and counting is chain
+        lazy = [delayed(_count)(counting, part.frame) for part in sample]
         for counts in compute(*lazy, scheduler="synchronous"):
             is_known = is_known and counts[3] is not None
             for i, count in enumerate(counts):
@@ -185,6 +183,12 @@ def estimate(job: Job) -> Estimate:
         output_tokens_at_most=output_tokens if is_known else None,
         is_exact=is_exact,
     )
+
+
+def _counting_here(chain: Chain) -> Chain:
+    if chain.tokenizer.engine != TOKENIZE_ROUTE:
+        return chain
+    return replace(chain, tokenizer=load_tokenizer("bundled"))
 
 
 def _count(chain: Chain, frame: Any) -> tuple[int, int, int, int | None]:
@@ -364,18 +368,3 @@ def planned_rows(
     for name, dtype in task.plan.columns.items():
         made[name] = from_values(columns[name], like=like, dtype=dtype)  # type: ignore[arg-type]
     return pd.DataFrame(made)
-
-
-# --- the server's own tokenizer -------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=4)
-def _client(endpoint: Endpoint) -> Client:
-    return Client(endpoint)
-
-
-def _count_remotely(endpoint: Endpoint, texts: list[str]) -> list[int]:
-    counts = _client(endpoint).tokenize_counts(texts)
-    if counts is None:
-        raise DataError(f"{endpoint.url} has no tokenize route")
-    return counts
