@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nemo_sdg.errors import DataError
@@ -32,7 +31,8 @@ class SourceFile:
 
     Attributes:
         url: what fsspec opens; a plain path for local files.
-        name: the path relative to the folder (or glob root) it was found in, with `/`.
+        name: the path relative to the folder (or glob root) it was found in, with `/`; where an
+            earlier file has that name, with as many folders before it as make it another.
         num_bytes: size as stored; -1 where the file system does not tell.
         compression: `""`, `"gz"` or `"zst"`.
         stamp: changes when the file does (size, time or tag as the file system has them).
@@ -197,13 +197,20 @@ def _check_formats(files: Sequence[SourceFile], wanted: FileFormat | None) -> No
 
 
 def _unique_names(files: tuple[SourceFile, ...]) -> tuple[SourceFile, ...]:
-    if max(Counter(file.name for file in files).values()) == 1:
-        return files
-    # Two folders may hold the same relative name: then names count from the root common to all.
-    root = posixpath.commonpath([posixpath.dirname(file.url) for file in files])
-    return tuple(
-        SourceFile(**{**file.__dict__, "name": posixpath.relpath(file.url, root)}) for file in files
-    )
+    # Two folders may hold the same relative name. The first keeps it whatever is named after it,
+    # since generated ids are made of names; a later one is called by its folder too.
+    taken: set[str] = set()
+    named = []
+    for file in files:
+        name, parts = file.name, file.url.rpartition("://")[2].split("/")
+        for depth in range(name.count("/") + 2, len(parts) + 1):
+            if name not in taken:
+                break
+            name = "/".join(parts[-depth:])
+        name = file.url if name in taken else name
+        taken.add(name)
+        named.append(file if name == file.name else replace(file, name=name))
+    return tuple(named)
 
 
 @contextmanager

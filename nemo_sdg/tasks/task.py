@@ -21,6 +21,7 @@ summary` the command. Register a task to find it by name: `register(summary)`.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,6 +42,8 @@ NEMOTRON_CC = Sampling(temperature=0.5, top_p=0.9, stop=("</s>",))
 """Sampling of the Nemotron-CC tasks (arXiv:2412.02595; fact sheet 1), stop as a list."""
 
 DTYPES = ("string", "int64", "float64", "bool", "list[string]")
+
+_PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
 
 Parser = Callable[[str], Any]
 Check = Callable[[Any, Mapping[str, Any]], None]
@@ -317,6 +320,13 @@ def flow(
 
 
 def _check_columns(name: str, output: str, columns: Mapping[str, str]) -> None:
+    # Both name folders and files of a run too, and prompts of later tasks name columns.
+    for what, given in (("task name", name), *(("output column", one) for one in columns)):
+        if not _PLAIN_NAME.fullmatch(given):
+            raise ConfigurationError(
+                f"the {what} {given!r} is no plain name: use letters, digits, `_`, `-` and `.`, "
+                "with no dot in front"
+            )
     for column, dtype in columns.items():
         if dtype not in DTYPES:
             raise ConfigurationError(

@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dask
@@ -155,7 +156,7 @@ def test_files_of_one_name_in_two_folders_get_different_ids(tmp_path: Path) -> N
     two = write(tmp_path / "two" / "a.jsonl", [{"text": "2"}])
     dataset = DocumentDataset.read_json([one, two], add_filename=True).with_ids()
     frame = dataset.to_pandas()
-    assert frame["file_name"].tolist() == ["one/a.jsonl", "two/a.jsonl"]
+    assert frame["file_name"].tolist() == ["a.jsonl", "two/a.jsonl"]
     assert frame["id"].nunique() == 2
 
 
@@ -180,3 +181,35 @@ def test_fingerprint_follows_content_not_place(
     source = DocumentDataset.read_json(str(tmp_path / "there")).source
     assert source is not None
     assert input_fingerprint(source.files) == here
+
+
+def test_names_and_ids_stay_when_more_folders_are_named(tmp_path: Path) -> None:
+    def rows(name: str) -> list[dict[str, object]]:
+        return [{"text": f"{name} {i}"} for i in range(3)]
+
+    places = ["x/a/docs.jsonl", "x/b/docs.jsonl", "y/b/docs.jsonl", "y/c/other.jsonl"]
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True)
+        write(tmp_path / place, rows(place))
+    folders = [str((tmp_path / place).parent) for place in places]
+
+    def check(read: Callable[[list[str]], dict[str, str]]) -> None:
+        before: dict[str, str] = {}
+        for number in range(1, 5):
+            ids_there = read(folders[:number])
+            assert before.items() <= ids_there.items()
+            assert len(set(ids_there.values())) == 3 * number
+            before = ids_there
+
+    def from_common_root(some: list[str]) -> dict[str, str]:
+        root = os.path.commonpath(some) if len(some) > 1 else some[0]
+        found = [os.path.join(folder, name) for folder in some for name in os.listdir(folder)]
+        return {f"{p} {i}": f"{os.path.relpath(p, root)} {i}" for p in found for i in range(3)}
+
+    check(lambda some: by_text(DocumentDataset.read_json(some).with_ids()))
+    with pytest.raises(AssertionError):
+        check(from_common_root)
+    names = [entry["path"] for entry in input_fingerprint(folders)]
+    assert sorted(names) == ["b/docs.jsonl", "docs.jsonl", "other.jsonl", "y/b/docs.jsonl"]
+    one = input_fingerprint(folders[:1])
+    assert one[0] in input_fingerprint(folders)

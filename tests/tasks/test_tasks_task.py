@@ -325,3 +325,18 @@ def test_tasks_travel_to_workers() -> None:
         assert copy.request(VALUES) == COUNT.request(VALUES)
     there = cloudpickle.loads(cloudpickle.dumps(double_check))
     assert there.variables == ("document",)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", ".a", "", "a b", "a\n", "a\\b", "a:b", "a{b}"])
+def test_a_name_that_is_no_plain_name_is_refused(name: str) -> None:
+    usual: dict[str, Any] = {"name": "a", "output": "o", "prompt": "Q {document}", "doc": "d"}
+    for changes in (
+        {"name": name},
+        {"output": name},
+        {"columns": {"o": "string", name: "string"}},
+    ):
+        with pytest.raises(ConfigurationError, match="plain name"):
+            Task(**(usual | changes))
+    with pytest.raises(ConfigurationError, match="plain name"):
+        flow(output=name, doc="d")(lambda document: iter(()))
+    Task(**(usual | {"name": "my-task.v2", "output": "réponse_1"}))
