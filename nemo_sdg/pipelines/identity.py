@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from nemo_sdg.pipelines.code_name import code_name
 from nemo_sdg.pipelines.task_build import sampling_of, source_of
 from nemo_sdg.tasks.plan import LanguagePlan
 from nemo_sdg.tasks.task import FlowTask, Task
@@ -30,8 +30,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 def _asked(task: Task | FlowTask) -> dict[str, Any]:
     data: dict[str, Any] = {"budget": asdict(task.budget) if task.budget else None}
     if isinstance(task, FlowTask):
-        digest = hashlib.sha256(source_of(task.function).encode()).hexdigest()
-        return data | {"function": digest[:16]}
+        code = f"{source_of(task.function)}\0{code_name(task.function)}"
+        return data | {"function": hashlib.sha256(code.encode()).hexdigest()[:16]}
     data |= {
         "prompt": task.prompt,
         "system": task.system,
@@ -54,23 +54,13 @@ def cheap(recipe: Recipe) -> dict[str, Any]:
         task.name: {
             "columns": dict(task.columns),
             "output": task.output,
-            "parse": _code(task.parse) if isinstance(task, Task) else None,
-            "check": _code(task.check) if isinstance(task, Task) else None,
-            "clean": [_code(step) for step in task.clean],
+            "parse": code_name(task.parse) if isinstance(task, Task) else None,
+            "check": code_name(task.check) if isinstance(task, Task) else None,
+            "clean": [code_name(step) for step in task.clean],
         }
         for task in recipe.resolved_tasks()
     }
     return data
-
-
-def _code(value: Any) -> str:
-    """Name a function, with a hash of its text where it is the user's own; others by value."""
-    if not inspect.isfunction(value):
-        return repr(value)
-    name = f"{value.__module__}.{value.__qualname__}"
-    if name.startswith("nemo_sdg."):
-        return name  # the version of the package stands for it
-    return f"{name} {hashlib.sha256(source_of(value).encode()).hexdigest()[:16]}"
 
 
 def difference(
