@@ -147,6 +147,19 @@ def check_unique_ids(dataset: DocumentDataset, id_field: str = "id") -> int:
     return len(hashes)
 
 
+def check_lines(dataset: DocumentDataset, text_field: str) -> None:
+    """Read every line of JSON input once, so that a broken one is told before work is paid for.
+
+    One pass, nothing comes to the client. For input without an id column: `check_unique_ids` reads
+    every line too. Frames and Parquet files have no lines.
+
+    Raises:
+        DataError: a line is no JSON object, or `text_field` holds no string there; with the place.
+    """
+    if dataset.source is not None and dataset.source.loader.file_format == "jsonl":
+        _lengths(dataset.df[[text_field]])
+
+
 def _hashes(frame: Any, id_field: str) -> tuple[Any, Any]:
     import pandas as pd
 

@@ -12,7 +12,7 @@ import orjson
 from nemo_sdg import __version__
 from nemo_sdg.data.backend import from_values, resolve_backend, to_values
 from nemo_sdg.data.dataset import DocumentDataset
-from nemo_sdg.data.ids import check_unique_ids, input_fingerprint
+from nemo_sdg.data.ids import check_lines, check_unique_ids, input_fingerprint
 from nemo_sdg.errors import DataError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.request import derive_seed
@@ -275,6 +275,9 @@ def _documents(recipe: Recipe, block_bytes: int | None) -> tuple[DocumentDataset
     dataset = dataset.with_ids(recipe.id_field)
     if has_ids:
         check_unique_ids(dataset, recipe.id_field)
+    elif recipe.limit is None:
+        dataset.check_text(recipe.text_field)
+        check_lines(dataset, recipe.text_field)
     if recipe.sample is not None:
         dataset = _sampled(dataset, recipe)
     if recipe.limit is not None:

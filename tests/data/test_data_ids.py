@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nemo_sdg.data import DocumentDataset, ids
-from nemo_sdg.data.ids import check_unique_ids, input_fingerprint, row_ids, with_ids
+from nemo_sdg.data import DocumentDataset, ids, io
+from nemo_sdg.data.ids import check_lines, check_unique_ids, input_fingerprint, row_ids, with_ids
 from nemo_sdg.errors import DataError
 
 
@@ -213,3 +213,21 @@ def test_names_and_ids_stay_when_more_folders_are_named(tmp_path: Path) -> None:
     assert sorted(names) == ["b/docs.jsonl", "docs.jsonl", "other.jsonl", "y/b/docs.jsonl"]
     one = input_fingerprint(folders[:1])
     assert one[0] in input_fingerprint(folders)
+
+
+@pytest.mark.parametrize("broken", [b'{"text": "broken', b"[1]", b'{"text": 5}'])
+def test_a_broken_line_outside_the_sample_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bytes
+) -> None:
+    monkeypatch.setattr(io, "SAMPLE_BYTES", 3_000)
+    lines = [orjson.dumps({"text": "word " * 20, "n": i}) for i in range(200)]
+    lines[60] = broken
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    dataset = DocumentDataset.read_json(
+        str(tmp_path / "a.jsonl"), blocksize=2_000, text_field="text"
+    ).with_ids()
+    with pytest.raises(DataError, match=r"Line 61 of .*a\.jsonl"):
+        check_lines(dataset, "text")
+    lines[60] = b'{"text": "mended"}'
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    check_lines(DocumentDataset.read_json(str(tmp_path / "a.jsonl"), blocksize=2_000), "text")
