@@ -146,12 +146,17 @@ class Crowd:
         """Hand an answer to the flow that waits for it; return what follows from it."""
         node = self._waiting.pop(token)
         if isinstance(answer, Reply):
-            node.root().last = answer
+            root, path = node.root(), (*node.stamp.path, node.number)
+            if path >= root.last_path:
+                root.last_path, root.last = path, answer
         self._advance(node, answer)
         return self._taken()
 
     def ended(self) -> Iterator[tuple[int, Any, Reply | None]]:
-        """Yield (row, value or RowError, the last reply) of the flows that ended since."""
+        """Yield (row, value or RowError, the last reply) of the flows that ended since.
+
+        The last of a list is the one at its end, not the one that arrived last.
+        """
         ended, self._ended = self._ended, []
         return iter(ended)
 
@@ -232,6 +237,7 @@ class _Node:
         "answers",
         "flow",
         "last",
+        "last_path",
         "number",
         "open",
         "parent",
@@ -256,6 +262,7 @@ class _Node:
         self.wanted: Sequence[Any] = ()
         self.answers: list[Any] = []
         self.last: Reply | None = None
+        self.last_path: tuple[int, ...] = ()
 
     def root(self) -> _Node:
         node = self

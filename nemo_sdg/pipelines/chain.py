@@ -3,8 +3,9 @@
     chain = Chain(task=distill, endpoint=endpoint, tokenizer=load_tokenizer("bundled"))
     part = chain.run(frame)        # part.data, part.dropped, part.dead, part.provenance
 
-Every unit is accounted for: a document is filtered, complete, partial or empty; a segment is kept,
-dropped by a named filter, or a dead letter with its reason. `check_counts` holds the sums to it.
+Every unit is accounted for: a document is filtered, complete, partial or empty, by the segments
+that were asked about; a segment is kept, dropped by a named filter, or a dead letter with its
+reason. `check_counts` holds the sums to it.
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ class Chain:
     def meta(self, frame: Any) -> Any:
         """Return the empty frame of the data parts, for a partition's empty `frame`."""
         frame = self.admit.meta(self.split.meta(self.choose.meta(frame)))
-        return self._tidy(self.shape_of(self._kept(self.generate.meta(frame), None)))
+        return self._tidy(self.shape_of(self._kept(self.generate.meta(frame), frame, None)))
 
     def prepare(self, frame: Any, record: Record | None = None) -> Any:
         """Return the rows that will be asked about: everything before the first request."""
@@ -259,10 +260,10 @@ class Chain:
             counts[f"documents.{name}"] = number
         record.counts.clear()
 
-        segments = self.split.apply(chosen)
+        segments = self.split.apply(chosen).reset_index(drop=True)
         asked = self.admit.apply(segments, record)
         answered = self.generate.apply(asked, record)
-        kept = self._kept(answered, record)
+        kept = self._kept(answered, segments, record)
         data = self._tidy(self.shape_of(kept))
 
         counts.update(record.counts)
@@ -273,22 +274,32 @@ class Chain:
         if f"{self.task.output}_ratio" in kept.columns:
             counts["source_tokens"] = int(kept[TOKENS_FIELD].sum())
             counts["result_tokens"] = int(kept[self._count_field].sum())
-        counts.update(self._documents(chosen, segments, kept))
+        counts.update(self._documents(chosen, asked, kept))
         check_counts(self.task.name, counts)
         return PartResult(data, record, counts)
 
-    def _kept(self, answered: Any, record: Record | None) -> Any:
+    def _kept(self, answered: Any, segments: Any, record: Record | None) -> Any:
         stages = self.finish.stages[:-1] if self.shape == "rows" else self.finish.stages
-        return self._measured(Sequential(stages).apply(self._alive(answered), record))
+        frame = self._alive(answered)
+        for stage in stages:
+            if isinstance(stage, Join):
+                frame = self._with_gaps(frame, answered, segments)
+            frame = stage.apply(frame, record)
+        return self._measured(frame)
+
+    def _with_gaps(self, frame: Any, answered: Any, segments: Any) -> Any:
+        """Return all segments: a join has to see those without an answer, and to know why."""
+        marks = [f"{self.task.output}_error", f"{self.task.output}_call"]
+        columns = {name: frame[name].reindex(segments.index) for name in self.task.columns}
+        columns |= {name: answered[name].reindex(segments.index) for name in marks}
+        return with_columns(segments, columns)
 
     def shape_of(self, kept: Any) -> Any:
         """Return the kept rows in the shape asked for."""
         return self.finish.stages[-1].apply(kept) if self.shape == "rows" else kept
 
     def _alive(self, frame: Any) -> Any:
-        """Leave dead letters out, unless a join has to see the gaps they leave."""
-        if self.joins:
-            return frame
+        """Leave dead letters out."""
         errors = frame[f"{self.task.output}_error"]
         if not is_list(errors):
             return frame[errors.isna()]
@@ -311,14 +322,14 @@ class Chain:
         ratio = kept[self._count_field].astype("float64") / kept[TOKENS_FIELD].astype("float64")
         return with_columns(kept, {f"{self.task.output}_ratio": ratio})
 
-    def _documents(self, chosen: Any, segments: Any, kept: Any) -> Counter[str]:
-        """Count documents by what became of their segments."""
+    def _documents(self, chosen: Any, asked: Any, kept: Any) -> Counter[str]:
+        """Count documents by what became of the segments that were asked about."""
         if self.id_field not in chosen.columns:
             complete = len(kept)
             return Counter(
                 {"documents.complete": complete, "documents.empty": len(chosen) - complete}
             )
-        wanted = Counter(to_values(segments[self.id_field]))
+        wanted = Counter(to_values(asked[self.id_field]))
         got: Counter[Any] = Counter()
         ids = to_values(kept[self.id_field])
         if JOINED_FIELD in kept.columns:

@@ -10,14 +10,12 @@ second try or the next question of a flow goes out at once.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
-from nemo_sdg.data.backend import from_values, to_values
-from nemo_sdg.errors import AnswerError, ConfigurationError, Interrupted, RowError
+from nemo_sdg.data.backend import Dtype, from_values, to_values
+from nemo_sdg.errors import ConfigurationError, Interrupted, RowError
 from nemo_sdg.llm.drive import Crowd
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.engine import EngineConfig
@@ -32,9 +30,10 @@ from nemo_sdg.stages.base import (
     require_columns,
     with_columns,
 )
+from nemo_sdg.stages.fit import COLUMN_DTYPES, fitted_sample
+from nemo_sdg.stages.waiting import cancellation, thread_given_back
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
-_COLUMN_DTYPES = {"int64": "Int64", "bool": "boolean"}  # a row that failed has a null
 _NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop")
 _WHOLE = ("top_k", "max_output_tokens", "logprobs")  # pandas makes floats of integers with gaps
 
@@ -73,7 +72,11 @@ class Generate(Stage):
 
     Columns out: the task's own (`task.columns`; null where the row failed), `<output>_error`
     (string, the reason code, null where fine) and `<output>_call` (string, the key of the answer
-    in ledger and provenance). With `sampling.n > 1` all of them are lists, one entry a sample.
+    in ledger and provenance). With `sampling.n > 1` all of them are lists, one entry a sample, and
+    numbers are written out.
+
+    A value that does not fit its columns fails its row alone (`task_crashed`); where parser or flow
+    return no value and no reason, the reason is `empty`.
 
     Requests: one a row, up to `task.content_tries` where answers are of no use; a flow's own
     number. A row whose text is null costs none.
@@ -186,13 +189,13 @@ class Generate(Stage):
     ) -> list[tuple[_Asked, Reply]]:
         """Carry requests and answers between flows and engine until all rows have ended."""
         engine = guard.engine
-        still_wanted = _cancellation()
+        still_wanted = cancellation()
         answered: list[tuple[_Asked, Reply]] = []
         self._collect(crowd, rows, guard)
         if not first:
             return answered
         engine.admit(len(first), still_wanted)
-        with _thread_given_back(), engine.session() as session:
+        with thread_given_back(), engine.session() as session:
             on_way: dict[int, _Asked] = {}
             due = first
             while True:
@@ -204,11 +207,9 @@ class Generate(Stage):
                 due = []
                 for token, answer in session.wait(timeout_s=0.5):
                     asked = on_way.pop(token)
-                    row = rows[asked.row]
-                    row.attempts += 1
+                    rows[asked.row].attempts += 1
                     if isinstance(answer, Reply):
                         answered.append((asked, answer))
-                        row.raw = "\n".join(choice.text for choice in answer.choices)
                     due.extend(crowd.deliver(token, answer))
                 self._collect(crowd, rows, guard)
                 if not still_wanted():
@@ -219,11 +220,23 @@ class Generate(Stage):
             row = rows[number]
             if reply is not None:
                 row.call = list(reply.keys) if self.num_samples > 1 else reply.keys[0]
+            value = self._fitted(value)
             if isinstance(value, RowError):
                 row.error = value
+                if reply is not None:
+                    row.raw = "\n".join(choice.text for choice in reply.choices)
             else:
                 row.value = value
             guard.record(row.error)
+
+    def _fitted(self, value: Any) -> Any:
+        """Return what a flow ended with as the columns take it, or the reason why they do not."""
+        columns, output = self.task.columns, self.task.output
+        if isinstance(value, RowError) or self.num_samples == 1:
+            return fitted_sample(value, columns, output)
+        read = [fitted_sample(sample, columns, output) for sample in value]
+        failed = [sample for sample in read if isinstance(sample, RowError)]
+        return failed[0] if len(failed) == len(read) else read
 
     def _values(self, frame: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Yield for every row the prompt's values and the sampling from columns."""
@@ -256,14 +269,13 @@ class Generate(Stage):
                 dtype = "list[string]"
             else:
                 values = [None if row.value is None else pick(row.value) for row in rows]
-            dtype = _COLUMN_DTYPES.get(dtype, dtype)
-            new[column] = from_values(values, like=frame, dtype=dtype)  # type: ignore[arg-type]
+            new[column] = from_values(values, like=frame, dtype=COLUMN_DTYPES[dtype])
         output = self.task.output
-        listed = "list[string]" if many else "string"
+        listed: Dtype = "list[string]" if many else "string"
         errors = [self._errors(row) if many else (row.error and row.error.code) for row in rows]
-        new[f"{output}_error"] = from_values(errors, like=frame, dtype=listed)  # type: ignore[arg-type]
+        new[f"{output}_error"] = from_values(errors, like=frame, dtype=listed)
         calls = [row.call for row in rows]
-        new[f"{output}_call"] = from_values(calls, like=frame, dtype=listed)  # type: ignore[arg-type]
+        new[f"{output}_call"] = from_values(calls, like=frame, dtype=listed)
         return with_columns(frame, new)
 
     def _picker(self, place: int) -> Callable[[Any], Any]:
@@ -273,14 +285,12 @@ class Generate(Stage):
     def _samples(self, row: _Row, pick: Callable[[Any], Any]) -> list[Any]:
         if row.value is None:
             return [None] * self.num_samples
-        read = [None if isinstance(v, AnswerError) else pick(v) for v in row.value]
-        # A list of lists would be no flat column: the elements of a sample become its lines.
-        return ["\n".join(v) if isinstance(v, list) else v for v in read]
+        return [None if isinstance(v, RowError) else _written(pick(v)) for v in row.value]
 
     def _errors(self, row: _Row) -> list[str | None]:
         if row.error is not None:
             return [row.error.code] * self.num_samples
-        return [v.code if isinstance(v, AnswerError) else None for v in row.value]
+        return [v.code if isinstance(v, RowError) else None for v in row.value]
 
     def _note(
         self, frame: Any, rows: list[_Row], asked: list[tuple[_Asked, Reply]], record: Record
@@ -343,6 +353,13 @@ class Generate(Stage):
             yield shared | tokens | {"call": key, "finish_reason": choice.finish_reason}
 
 
+def _written(value: Any) -> str | None:
+    """Write a sample's value as text; a list of lists would be no flat column."""
+    if isinstance(value, list | tuple):
+        return "\n".join(item or "" for item in value)
+    return value if value is None or isinstance(value, str) else str(value)
+
+
 class _Guard:
     """Counts ended rows against the engine's failure rule, shared by all tasks of the worker."""
 
@@ -353,44 +370,3 @@ class _Guard:
         ordinary = self.task.ordinary if isinstance(self.task, Task) else frozenset()
         code = None if error is None or error.code in ordinary else error.code
         self.engine.record_row(self.task.name, code)
-
-
-@contextmanager
-def _thread_given_back() -> Iterator[None]:
-    """Leave the worker's thread pool while waiting, and queue for it again to merge.
-
-    Merging one partition at a time is what bounds memory, on a GPU most of all.
-    """
-    try:
-        from distributed import get_worker, rejoin, secede
-
-        get_worker()
-    except (ImportError, ValueError):
-        yield  # not on a Dask worker: the synchronous or threaded scheduler
-        return
-    secede()
-    try:
-        yield
-    finally:
-        rejoin()
-
-
-def _cancellation() -> Callable[[], bool]:
-    """Return a function that tells whether this Dask task is still wanted."""
-    try:
-        from distributed import get_worker
-
-        worker = get_worker()
-        key = worker.get_current_task()
-    except (ImportError, ValueError):
-        return lambda: True
-    looked = [time.monotonic()]
-
-    def still_wanted() -> bool:
-        if time.monotonic() - looked[0] < 0.2:
-            return True
-        looked[0] = time.monotonic()
-        state = worker.state.tasks.get(key)
-        return state is not None and state.state in ("executing", "long-running")
-
-    return still_wanted

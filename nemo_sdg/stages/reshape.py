@@ -78,13 +78,21 @@ class Join(Stage):
     """Put segments together again, one row a document.
 
     Columns in: `output` (text, null where a segment failed), `text_field`, `id_field`,
-    `segment_id`, `num_segments`. Columns out: the document's own, `text_field` and `output`
-    joined, `<output>_call` as a list, `num_joined_segments` (int64) and `<output>_complete`
-    (bool). What belongs to one segment and `<output>_error` go. Order: documents by first
-    appearance. A document of which nothing is left has no row.
+    `segment_id`, `num_segments`, `<output>_call`, and `<output>_error` where there is one.
+    Columns out: those of the document's first row, `text_field` and `output` joined,
+    `<output>_call` as a list, `num_joined_segments` (int64) and `<output>_complete` (bool). What
+    belongs to one segment and `<output>_error` go. Order: documents by first appearance. A
+    document of which nothing is left has no row. Rows without an id: see `join_segments`.
 
-    `missing` says what becomes of documents with gaps: `mark` joins what is there, `drop-document`
-    leaves them out (reason `incomplete_document`), `keep-original` fills gaps with the source.
+    A segment without an answer is one of two things. It failed, or its answer was filtered: it
+    has an error or a call, or its row is absent. That is a gap, the document is not complete, and
+    `missing` says what becomes of it: `mark` joins what is there, `drop-document` leaves the
+    document out (reason `incomplete_document`), `keep-original` fills the gap with the source of
+    the segment. Or it was not asked about (a row with no output, error and call; too short, for
+    instance): that is no gap, the document may be complete and `drop-document` keeps it.
+    `keep-original` puts its source text in its place, `mark` and `drop-document` join the answers
+    without it. Either way its source stays part of `text_field`; `num_joined_segments` counts
+    answers only.
     """
 
     output: str
@@ -96,29 +104,37 @@ class Join(Stage):
 
     def apply(self, frame: Any, record: Record | None = None) -> Any:
         """Return the documents."""
+        call = f"{self.output}_call"
         places = [self.id_field, SEGMENT_FIELD, NUM_SEGMENTS_FIELD]
-        require_columns(frame, [self.output, self.text_field, *places], stage="Join")
-        document = frame[self.id_field].reset_index(drop=True)
-        index, count = frame[SEGMENT_FIELD].values, frame[NUM_SEGMENTS_FIELD].values
-        policy: Missing = "keep-original" if self.missing == "keep-original" else "mark"
+        require_columns(frame, [self.output, call, self.text_field, *places], stage="Join")
+        document, index, count = (frame[name] for name in places)
         made = join_segments(
             frame[self.output],
             document,
-            index,
-            count,
+            index.values,
+            count.values,
             separator=self.separator,
-            missing=policy,
+            missing="keep-original" if self.missing == "keep-original" else "mark",
             originals=frame[self.text_field],
+            asked=self._asked(frame).values,
         )
-        source = join_segments(self._with_separators(frame), document, index, count, separator="")
-        first = frame.drop_duplicates(self.id_field).reset_index(drop=True)
+        cut = frame[CONTINUES_FIELD].values if CONTINUES_FIELD in frame.columns else None
+        source = join_segments(
+            frame[self.text_field],
+            document,
+            index.values,
+            count.values,
+            separator=self.separator,
+            continues=cut,
+        )
+        first = frame.take(made.first).reset_index(drop=True)
         gone = [SEGMENT_FIELD, TOKENS_FIELD, CONTINUES_FIELD, f"{self.output}_error"]
         joined = with_columns(
             first.drop(columns=[name for name in gone if name in first.columns]),
             {
                 self.text_field: source.text,
                 self.output: made.text,
-                f"{self.output}_call": self._calls(frame, document),
+                call: _lists(frame[call].take(made.parts), made.num_present, first),
                 JOINED_FIELD: _integers(made.num_present, first),
                 f"{self.output}_complete": _flags(made.complete, first),
             },
@@ -131,13 +147,11 @@ class Join(Stage):
         """Return the empty frame with the columns as declared."""
         return self.apply(frame.iloc[:0])
 
-    def _with_separators(self, frame: Any) -> Any:
-        """Put the separator before each source text that followed one, so that cuts leave none."""
-        texts, index = frame[self.text_field], frame[SEGMENT_FIELD]
-        bare = index == index.groupby(frame[self.id_field]).transform("min")
-        if CONTINUES_FIELD in frame.columns:
-            bare = bare | frame[CONTINUES_FIELD]
-        return texts.where(bare, self.separator + texts)
+    def _asked(self, frame: Any) -> Any:
+        """Tell which segments were asked about: whatever came of it left a trace."""
+        asked = frame[self.output].notna() | frame[f"{self.output}_call"].notna()
+        error = f"{self.output}_error"
+        return asked | frame[error].notna() if error in frame.columns else asked
 
     def _without_gaps(self, joined: Any, record: Record | None) -> Any:
         gaps = ~joined[f"{self.output}_complete"]
@@ -147,24 +161,6 @@ class Join(Stage):
                 bad, filter="incomplete_document", scores=bad[JOINED_FIELD], texts=bad[self.output]
             )
         return joined[~gaps]
-
-    def _calls(self, frame: Any, document: Any) -> Any:
-        """Keys of the answers that went into each document, in segment order."""
-        by_document: dict[Any, list[tuple[int, str]]] = {}
-        rows = zip(
-            to_values(document),
-            to_values(frame[SEGMENT_FIELD]),
-            to_values(frame[self.output]),
-            to_values(frame[f"{self.output}_call"]),
-            strict=True,
-        )
-        for name, segment, text, call in rows:
-            calls = by_document.setdefault(name, [])
-            if text is not None and call is not None:
-                calls.append((segment, call))
-        values = [[call for _, call in sorted(calls)] for calls in by_document.values()]
-        like = frame.drop_duplicates(self.id_field).reset_index(drop=True)
-        return from_values(values, like=like, dtype="list[string]")
 
 
 @dataclass(frozen=True)
@@ -315,3 +311,11 @@ def _integers(numbers: Any, like: Any) -> Any:
 
 def _flags(flags: Any, like: Any) -> Any:
     return from_values(flags.tolist(), like=like, dtype="bool")
+
+
+def _lists(values: Any, counts: Any, like: Any) -> Any:
+    """Make lists of `counts` values each, nulls left out."""
+    xp = array_module(counts)
+    has = xp.asarray(values.notna())
+    row = xp.repeat(xp.arange(len(counts)), counts.tolist())
+    return nest_lists(values[has], xp.bincount(row[has], minlength=len(counts)), like=like)

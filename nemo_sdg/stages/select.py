@@ -94,7 +94,7 @@ class _Selecting(Stage):
 class Filter(_Selecting):
     """Keep rows by scores that stand in a column already, such as `Score` wrote.
 
-    Columns in: `score_field`. A null score is not kept.
+    Columns in: `score_field`. A null score is not kept, inverted or not.
     """
 
     filter: ColumnFilter
@@ -118,7 +118,7 @@ class Filter(_Selecting):
         require_columns(frame, [self.score_field], stage=f"Filter({self.filter.name})")
         scores = frame[self.score_field]
         good = self.filter.keep(scores)
-        return frame, scores, ~good if self.invert else good
+        return frame, scores, _staying(scores, good, self.invert)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,12 @@ class ScoreFilter(_Selecting):
         if self.score_field is not None:
             frame = with_columns(frame, {self.score_field: scores})
         good = self.filter.keep(scores)
-        return frame, scores, scores.notna() & ~good if self.invert else good
+        return frame, scores, _staying(scores, good, self.invert)
+
+
+def _staying(scores: Any, good: Any, invert: bool) -> Any:
+    """Tell which rows stay; one without a score never does, whatever the filter says."""
+    return scores.notna() & (~good if invert else good)
 
 
 @dataclass(frozen=True)

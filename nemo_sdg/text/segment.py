@@ -183,9 +183,12 @@ class Joined:
     Attributes:
         document: the ids, a column as it was given.
         text: text column with the same RangeIndex; null where no segment had a text.
-        complete: bool array, every segment was there with a text of its own.
+        complete: bool array, every segment that was asked about had a text of its own.
         num_present: int64 array, segments that had a text of their own.
         num_expected: int64 array, segments that the document was split into.
+        first: int64 array, position of the document's first row in what was handed in.
+        parts: int64 array, positions of the rows with a text of their own, document by document
+            (`num_present` of each), in segment order.
     """
 
     document: Any
@@ -193,6 +196,8 @@ class Joined:
     complete: Any
     num_present: Any
     num_expected: Any
+    first: Any
+    parts: Any
 
 
 def join_segments(
@@ -204,6 +209,8 @@ def join_segments(
     separator: str = "\n",
     missing: Missing = "mark",
     originals: Any = None,
+    asked: Any = None,
+    continues: Any = None,
 ) -> Joined:
     """Join the segments of each document in the order of `index`, in whatever order the rows come.
 
@@ -219,6 +226,9 @@ def join_segments(
             original text of that row (a row that is absent cannot be filled). A document that was
             filled or has a gap is not `complete`.
         originals: text column like `texts`, for `keep-original`.
+        asked: bool column, False where a segment was left out on purpose: such a null leaves no
+            gap, though `keep-original` puts its original in. None: all were asked about.
+        continues: bool column, True where no separator stands before the segment (`Segments`).
 
     Returns:
         One row per document.
@@ -250,7 +260,11 @@ def join_segments(
     num_documents = len(firsts)
     num_present = xp.bincount(codes[present], minlength=num_documents)
     num_expected = count[order][_begins(xp, codes)]
-    complete = num_present == num_expected
+    num_wanted = num_expected
+    if asked is not None:
+        skipped = ~xp.asarray(asked).astype(bool)[order] & ~present
+        num_wanted = num_expected - xp.bincount(codes[skipped], minlength=num_documents)
+    complete = num_present == num_wanted
 
     usable = present
     if missing == "keep-original":
@@ -260,13 +274,16 @@ def join_segments(
     kept = complete if missing == "drop-document" else xp.ones(num_documents, dtype=bool)
     chosen = usable & kept[codes]
     sizes = xp.bincount(codes[chosen], minlength=num_documents)[kept]
-    text = join_text(texts.take(order[chosen]), sizes, separator)
+    glue = None if continues is None else xp.asarray(continues).astype(bool)[order[chosen]]
+    text = join_text(texts.take(order[chosen]), sizes, separator, glue)
     return Joined(
         document=document.take(firsts[kept]).reset_index(drop=True),
         text=text.where(_column(sizes > 0, text)),
         complete=complete[kept],
         num_present=num_present[kept],
         num_expected=num_expected[kept],
+        first=firsts[kept],
+        parts=order[present & kept[codes]],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -269,6 +270,37 @@ def test_an_ended_row_brings_its_last_reply_once() -> None:
     assert last is not None
     assert last.model == "second"
     assert list(crowd.ended()) == []
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_last_reply_is_last_in_the_flow_whatever_the_timing(order: tuple[int, ...]) -> None:
+    def middle() -> Flow:
+        yield ask("middle")
+        yield ask("middle end")
+
+    def fan_at_the_end() -> Flow:
+        yield [ask("first"), middle(), ask("last")]
+        return "done"
+
+    def last_fails() -> Flow:
+        yield [ask("first"), middle(), settle(ask("timeout"))]
+        return "done"
+
+    for make, wanted in ((fan_at_the_end, "LAST"), (last_fails, "MIDDLE END")):
+        crowd = Crowd()
+        asked = crowd.start(0, make(), STAMP)
+        waiting = [asked[place] for place in order]
+        while waiting:
+            token, request = waiting.pop(0)
+            try:
+                reply: Reply | RowError = answer(request)
+            except RowError as error:
+                reply = error
+            waiting += crowd.deliver(token, reply)
+        ((_, value, last),) = crowd.ended()
+        assert value == "done"
+        assert last is not None
+        assert last.text == wanted
 
 
 def test_close_gives_up_what_waits() -> None:

@@ -37,7 +37,7 @@ from nemo_sdg.pipelines.chain import (
 from nemo_sdg.stages.base import Record
 from nemo_sdg.tasks.nemotron_cc import PAIRS_PREFIX, WIKIPEDIA_PREFIX
 from nemo_sdg.tasks.registry import get_task
-from nemo_sdg.tasks.steps import SampleItems
+from nemo_sdg.tasks.steps import JoinSegments, SampleItems
 from nemo_sdg.tasks.task import Budget, Task
 from nemo_sdg.text.filters import ColumnFilter, TokenCount, above, at_most, in_range
 
@@ -486,6 +486,60 @@ def test_a_document_with_a_failed_segment_is_partial_and_the_sums_hold(
         assert partial == 1
         assert not data.loc["gap", "rephrased_complete"]
         assert ("Case 005" in data.loc["gap", "rephrased"]) == (missing == "keep-original")
+
+
+@pytest.mark.row("N2")
+@pytest.mark.parametrize("missing", ["mark", "keep-original", "drop-document"])
+def test_a_segment_too_short_to_ask_about_leaves_no_gap(
+    scripted: Callable[..., Any], bundled_tokenizer: Any, missing: Any
+) -> None:
+    """A tail of one token: nothing of the text is lost, and only failed answers are gaps."""
+    task = Task(
+        name="again",
+        output="again",
+        prompt="Again: {document}",
+        budget=Budget(max_input_tokens=90, max_output_tokens=90, min_segment_tokens=5),
+        clean=(TokenCount(min_tokens=9, name="enough"), JoinSegments()),
+        doc="x",
+    )
+    server = scripted(
+        rules=[("the one that is short", "Short."), (r"^Again: ((?s:.*))", {"expand": r"\1"})],
+        faults=[Fault(kind="refusal", pattern="the one that is refused")],
+    )
+    chain = chain_at(server, task, bundled_tokenizer, missing=missing)
+    room = chain.segment_tokens
+    assert room is not None
+
+    def filling(text: str) -> str:
+        while bundled_tokenizer.count([f"{text} river"])[0] <= room:
+            text += " river"
+        return text
+
+    line = filling("river")
+    texts = {
+        "fine": f"{line}\nSee\n{line}",
+        "refused": f"{line}\nSee\n{filling('This is the one that is refused.')}",
+        "short": f"{filling('This is the one that is short.')}\n{line}",
+        "tiny": "See",
+    }
+    frame = pd.DataFrame({"id": list(texts), "text": list(texts.values())})
+    result = chain.run(frame)
+    sums(result)
+    counts = result.counts
+    assert counts["segments"] == 9 and counts["filtered.min_segment_tokens"] == 3
+    assert counts["dead.refused"] == 1 and counts["filtered.enough"] == 1
+    assert [row["filter"] for row in result.record.dropped].count("enough") == 1
+    data = result.data.set_index("id")
+    gaps = [] if missing == "drop-document" else ["refused", "short"]
+    assert list(data.index) == ["fine", *gaps]
+    assert counts["documents.complete"] == 1 and counts["documents.partial"] == len(gaps)
+    assert list(data["again_complete"]) == [True, *(False for _ in gaps)]
+    for name, row in data.iterrows():
+        assert row["text"] == texts[name]
+        assert (row["again"] == row["text"]) == (missing == "keep-original")
+    joined = texts["fine"] if missing == "keep-original" else f"{line}\n{line}"
+    assert data.loc["fine", "again"] == joined
+    assert_frame_equal(result.data.iloc[:0], chain.meta(frame.iloc[:0]))
 
 
 def test_a_joined_document_that_is_dropped_counts_for_all_its_segments(

@@ -364,6 +364,103 @@ def test_a_flows_failure_is_its_rows_alone(server: Any) -> None:
     assert [row["id"] for row in record.dead] == ["d2"]
 
 
+@flow(output="both", doc="Ask three at once, give up.")
+def gives_up(document: str) -> Any:
+    yield [_question(mark, document) for mark in "ABC"]
+    raise ParseError("no_use", "never any use")
+
+
+def test_call_and_raw_text_are_of_the_last_question_not_of_the_last_to_come(
+    scripted: Callable[..., Any],
+) -> None:
+    slow = Fault(kind="slow_body", pattern="A: ", duration_s=0.3)
+    server = scripted(default="echo", faults=[slow])
+    record = Record(task="gives_up")
+    made = stage(server, gives_up).apply(texts(1), record)
+    assert [row["raw"] for row in record.dead] == ["C: Text 0."]
+    [seed] = [e.body["seed"] for e in server.log.entries if "C: " in str(e.body)]
+    [call] = [row["call"] for row in record.provenance if row["seed"] == seed]
+    assert list(made["both_call"]) == [call]
+
+
+# ------------------------------------------------------------------------ values that do not fit
+
+MISFITS: dict[str, tuple[dict[str, str], Any, Any, str]] = {
+    # columns, a good value, one of no use, its reason
+    "int for text": ({"v": "string"}, "\U0001f600", 7, "task_crashed"),
+    "half a character": ({"v": "string"}, "x", "\ud83d", "task_crashed"),
+    "text for int": ({"v": "int64"}, 3, "three", "task_crashed"),
+    "bool for int": ({"v": "int64"}, 3.0, True, "task_crashed"),
+    "too large": ({"v": "int64"}, -(2**63), 2**63, "task_crashed"),
+    "text for float": ({"v": "float64"}, 1, "0.5", "task_crashed"),
+    "int for bool": ({"v": "bool"}, True, 1, "task_crashed"),
+    "text for list": ({"v": "list[string]"}, [], "abc", "task_crashed"),
+    "number in a list": ({"v": "list[string]"}, ["a", None], ["a", 1], "task_crashed"),
+    "set for list": ({"v": "list[string]"}, ["a"], {"a"}, "task_crashed"),
+    "too few": ({"v": "string", "n": "int64"}, ("a", 1), ("a",), "task_crashed"),
+    "too many": ({"v": "string", "n": "int64"}, ("a", None), ("a", 1, 2), "task_crashed"),
+    "no tuple": ({"v": "string", "n": "int64"}, ["a", 1], "ab", "task_crashed"),
+    "wrong second": ({"v": "string", "n": "int64"}, ("a", 1), ("a", "b"), "task_crashed"),
+    "None": ({"v": "string"}, "x", None, "empty"),
+    "NaN": ({"v": "float64"}, 0.5, float("nan"), "empty"),
+    "None for all": ({"v": "string", "n": "int64"}, ("a", 1), None, "empty"),
+    "None for the output": ({"v": "string", "n": "int64"}, ("a", 1), (None, 1), "empty"),
+}
+
+
+@pytest.fixture(scope="module")
+def echoing(scripted: Callable[..., Any]) -> Any:
+    return scripted(default="echo")
+
+
+@pytest.mark.fault(2)
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_value_that_does_not_fit_fails_its_row_alone(echoing: Any, case: str) -> None:
+    columns, good, bad, reason = MISFITS[case]
+
+    def read(text: str) -> Any:
+        return bad if "bad" in text else good
+
+    @flow(output="v", columns=columns, doc="x")
+    def asking(document: str) -> Any:
+        reply = yield _question("Fit", document)
+        return read(reply.text)
+
+    parsing = Task(
+        name="parsing", output="v", columns=columns, prompt="{document}", parse=read, doc="x"
+    )
+    frame = texts(4)
+    frame.loc[2, "text"] = "bad"
+    first, *others = [*good] if len(columns) > 1 else [good]
+    for task in (asking, parsing):
+        record = Record(task=task.name)
+        made = stage(echoing, task).apply(frame, record)
+        assert list(made["v_error"].fillna("")) == ["", "", reason, ""]
+        assert to_values(made["v"]) == [first, first, None, first]
+        for other in others:
+            assert to_values(made["n"]) == [other, other, None, other]
+        [dead] = record.dead
+        assert (dead["id"], dead["reason"]) == ("d2", reason)
+        assert "bad" in dead["raw"] and dead["detail"]
+        assert made.dtypes.to_dict() == stage(echoing, task).meta(frame).dtypes.to_dict()
+
+
+def test_a_sample_that_does_not_fit_is_a_gap_in_the_list(scripted: Callable[..., Any]) -> None:
+    server = scripted(rules=[("row 1", ["x", "y"]), ("", ["7", "x"])])
+
+    def read(text: str) -> Any:
+        return int(text) if text.isdigit() else text
+
+    two = Task(
+        name="two", output="v", columns={"v": "int64"}, prompt="row {document}", parse=read,
+        sampling=Sampling(n=2), doc="x",
+    )  # fmt: skip
+    frame = pd.DataFrame({"id": [0, 1], "text": ["0", "1"]})
+    made = stage(server, two)(frame)
+    assert to_values(made["v"]) == [["7", None], [None, None]]
+    assert to_values(made["v_error"]) == [[None, "task_crashed"], ["task_crashed"] * 2]
+
+
 # ----------------------------------------------------------------------------------------- failures
 
 

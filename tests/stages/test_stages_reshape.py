@@ -175,6 +175,67 @@ def test_rows_that_never_came_are_gaps_too(segment: Segment) -> None:
     assert not joined.loc["long", "out_complete"] and joined.loc["short", "out_complete"]
 
 
+def test_rows_without_an_id_keep_their_own_answers(segment: Segment) -> None:
+    frame = pd.DataFrame(
+        {
+            "id": pd.array([None, None, "x", None], dtype="str"),
+            "text": ["First one.", "\n".join(LINES), "Third.", "Last."],
+            "source": ["a", "b", "c", "d"],
+        }
+    )
+    rows = answered(segment(frame))
+
+    def check(join: Callable[[Any], Any]) -> None:
+        made = join(rows)
+        assert list(made["text"]) == list(frame["text"])
+        assert list(made["out"]) == [text.upper() for text in frame["text"]]
+        assert list(made["source"]) == list(frame["source"])
+        numbers = made["num_joined_segments"].cumsum()
+        calls = [f"key-{i}" for i in range(len(rows))]
+        assert [list(c) for c in made["out_call"]] == [
+            calls[end - n : end]
+            for end, n in zip(numbers, made["num_joined_segments"], strict=True)
+        ]
+
+    def by_id(rows: Any) -> Any:  # null is one id like any other
+        made = Join("out")(rows)
+        first = rows.drop_duplicates("id").reset_index(drop=True)
+        return made.iloc[: len(first)].assign(source=first["source"])
+
+    check(Join("out"))
+    with pytest.raises(AssertionError):
+        check(by_id)
+
+
+@pytest.mark.parametrize("missing", ["mark", "drop-document", "keep-original"])
+def test_what_was_not_asked_about_is_no_gap(segment: Segment, missing: Any) -> None:
+    """Its source stays part of the text; only `keep-original` puts it among the answers."""
+    segments = segment(documents())
+    rows = answered(segments)
+    assert list(rows["id"].iloc[:2]) == ["long", "long"]
+    rows.loc[1, ["out", "out_call"]] = None
+    record = Record()
+    made = Join("out", missing=missing).apply(rows, record).set_index("id")
+    assert not record.dropped
+    whole = documents().set_index("id")["text"]
+    assert made.loc["long", "text"] == whole["long"]
+    assert made["out_complete"].all()
+    assert made.loc["long", "num_joined_segments"] == made.loc["long", "num_segments"] - 1
+    original = segments["text"].iloc[1]
+    assert (original in made.loc["long", "out"]) == (missing == "keep-original")
+    assert original.upper() not in made.loc["long", "out"]
+
+    refused = rows.copy()
+    refused.loc[1, "out_error"] = "refused"
+    made = Join("out", missing=missing)(refused).set_index("id")
+    assert ("long" in made.index) == (missing != "drop-document")
+    assert not made["out_complete"].get("long", False)
+    filtered = rows.copy()
+    filtered.loc[1, "out_call"] = "key-1"
+    made = Join("out", missing=missing)(filtered).set_index("id")
+    assert ("long" in made.index) == (missing != "drop-document")
+
+
 @pytest.mark.fault(31)
 def test_a_separator_of_several_characters_is_literal(bundled_tokenizer: Any) -> None:
     frame = pd.DataFrame({"id": [1], "text": ["one.+two.+three|four"]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -205,6 +205,36 @@ def test_a_missing_column_is_named(stage: Stage) -> None:
 def test_a_filter_that_counts_tokens_wants_a_tokenizer() -> None:
     with pytest.raises(ConfigurationError, match="tokenizer"):
         ScoreFilter(min_tokens(3))(pd.DataFrame({"text": ["x"]}))
+
+
+@dataclass(frozen=True)
+class Below:
+    """A filter whose rule does not think of nulls."""
+
+    limit: float = 5
+    name: str = "below"
+    needs_tokenizer: bool = False
+
+    def measure(self, texts: Any, tokenizer: Any = None) -> Any:
+        return texts.str.len().astype("Int64")
+
+    def keep(self, scores: Any) -> Any:
+        return ~(scores > self.limit).fillna(False).astype("bool")
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "float64"])
+@pytest.mark.parametrize("rule", [at_most(5, name="few"), Below()], ids=lambda rule: rule.name)
+def test_a_null_score_is_never_kept(rule: Any, dtype: str) -> None:
+    scores = pd.Series([1, None, 20], dtype=dtype)
+    frame = pd.DataFrame({"id": range(3), "text": ["a", None, "abcdefgh"], "score": scores})
+    for stage in (
+        Filter(rule),
+        ScoreFilter(rule, text_field="score" if rule.name == "few" else "text"),
+    ):
+        assert list(stage(frame)["id"]) == [0]
+        assert list(replace(stage, invert=True)(frame)["id"]) == [2]
+        kept, dropped = replace(stage, invert=True).split(frame)
+        assert [*kept["id"], *dropped["id"]] == [2, 0, 1]
 
 
 @pytest.mark.fault(45)

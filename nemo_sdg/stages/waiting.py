@@ -1,0 +1,48 @@
+"""How a Dask task behaves while it waits for answers; nothing at all where there is no worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def thread_given_back() -> Iterator[None]:
+    """Leave the worker's thread pool while waiting, and queue for it again to merge.
+
+    Merging one partition at a time is what bounds memory, on a GPU most of all.
+    """
+    try:
+        from distributed import get_worker, rejoin, secede
+
+        get_worker()
+    except (ImportError, ValueError):
+        yield  # not on a Dask worker: the synchronous or threaded scheduler
+        return
+    secede()
+    try:
+        yield
+    finally:
+        rejoin()
+
+
+def cancellation() -> Callable[[], bool]:
+    """Return a function that tells whether this Dask task is still wanted."""
+    try:
+        from distributed import get_worker
+
+        worker = get_worker()
+        key = worker.get_current_task()
+    except (ImportError, ValueError):
+        return lambda: True
+    looked = [time.monotonic()]
+
+    def still_wanted() -> bool:
+        if time.monotonic() - looked[0] < 0.2:
+            return True
+        looked[0] = time.monotonic()
+        state = worker.state.tasks.get(key)
+        return state is not None and state.state in ("executing", "long-running")
+
+    return still_wanted
