@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -29,9 +28,9 @@ from nemo_sdg.errors import (
     RequestError,
 )
 from nemo_sdg.llm import sdk
+from nemo_sdg.llm.answers import Answers
 from nemo_sdg.llm.drive import Flow, Stamp, run_flow, run_flow_async
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.ledger import Ledger, entries_of, read_reply
 from nemo_sdg.llm.offers import (
     ServedModel,
     embedding_requests,
@@ -71,20 +70,10 @@ class _Base:
         self.endpoint = endpoint
         self.retry = retry
         self._model = endpoint.model
-        self._ledger = Ledger(ledger, writer=True) if ledger is not None else None
-        self._ledger_lock = threading.Lock()
+        self._answers = Answers(ledger, endpoint)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint.url!r}, model={self._model!r})"
-
-    def _filed(self, request: Request) -> Reply | None:
-        if self._ledger is None:
-            return None
-        keys = request.keys()
-        with self._ledger_lock:
-            found = [self._ledger.get(key) for key in keys]
-        lines = [line for line in found if line is not None]
-        return read_reply(lines, was_filed=True) if len(lines) == len(found) else None
 
     def _body(self, request: Request) -> bytes:
         dialect = self.endpoint.dialect
@@ -100,23 +89,8 @@ class _Base:
     def _answered(
         self, request: Request, body: dict[str, Any], tries: Tries, latency_s: float
     ) -> Reply:
-        lines = entries_of(
-            request.keys(),
-            body,
-            model=request.model,
-            endpoint=self.endpoint.url,
-            attempts=tries.failed + 1,
-            latency_s=latency_s,
-        )
-        if self._ledger is not None:
-            with self._ledger_lock:
-                for line in lines:
-                    self._ledger.put(line)
-        return read_reply(lines, was_filed=False)
-
-    def _close_ledger(self) -> None:
-        if self._ledger is not None:
-            self._ledger.close()
+        attempts = tries.failed + 1
+        return self._answers.file(request, body, attempts=attempts, latency_s=latency_s)
 
     @property
     def _models_url(self) -> str:
@@ -168,7 +142,7 @@ class Client(_Base):
     def close(self) -> None:
         """Close all connections and the ledger."""
         self._carrier.close()
-        self._close_ledger()
+        self._answers.close()
 
     def complete(self, request: Request) -> Reply:
         """Ask once and return the answer, from the ledger where it is filed.
@@ -180,14 +154,17 @@ class Client(_Base):
             EndpointError: no model is named and the endpoint has several.
         """
         request = self._with_model(request)
-        if (filed := self._filed(request)) is not None:
+        if (filed := self._answers.find(request)) is not None:
             return filed
         sent, tries = self._body(request), self._tries()
         while True:
             started = time.perf_counter()
             try:
                 body = self._carrier.send(request.kind, sent)
-                return self._answered(request, body, tries, time.perf_counter() - started)
+                reply = self._answered(request, body, tries, time.perf_counter() - started)
+                if self._answers.is_sync_due:
+                    self._answers.sync()
+                return reply
             except RequestError as error:
                 wait_s = tries.wait_s(error, time.monotonic(), random.random())
             time.sleep(wait_s)
@@ -282,21 +259,43 @@ class AsyncClient(_Base):
         line = self._lines.get(asyncio.get_running_loop())
         if line is not None:
             await line.lifetime.aclose()
-        self._close_ledger()
+        self._answers.close()
 
     async def complete(self, request: Request) -> Reply:
-        """Ask and return the answer, from the ledger where it is filed; as `Client.complete`."""
+        """Ask and return the answer, from the ledger where it is filed; as `Client.complete`.
+
+        With a ledger, equal requests that are on their way at the same time are one.
+        """
         request = await self._with_model(request)
-        if (filed := self._filed(request)) is not None:
+        if (filed := self._answers.find(request)) is not None:
             return filed
         line = await self._line()
+        if not self._answers.are_kept:
+            return await self._ask(line, request)
+        keys = request.keys()
+        shared = line.open.get(keys)
+        if shared is None:
+            shared = line.open[keys] = _Shared(asyncio.create_task(self._ask(line, request)))
+        shared.waiters += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiters -= 1
+            if shared.waiters == 0:
+                del line.open[keys]
+                shared.task.cancel()
+
+    async def _ask(self, line: _Line, request: Request) -> Reply:
         sent, tries = self._body(request), self._tries()
         while True:
             try:
                 async with line.slots:
                     started = time.perf_counter()
                     body = await line.carrier.send(request.kind, sent)
-                return self._answered(request, body, tries, time.perf_counter() - started)
+                reply = self._answered(request, body, tries, time.perf_counter() - started)
+                if self._answers.is_sync_due:
+                    await asyncio.to_thread(self._answers.sync)
+                return reply
             except RequestError as error:
                 wait_s = tries.wait_s(error, time.monotonic(), random.random())
             await asyncio.sleep(wait_s)
@@ -370,6 +369,14 @@ class AsyncClient(_Base):
             await carrier.close()
 
 
+@dataclass(slots=True)
+class _Shared:
+    """A request on its way, and how many wait for it."""
+
+    task: asyncio.Task[Reply]
+    waiters: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Line:
     """What belongs to one event loop."""
@@ -377,6 +384,7 @@ class _Line:
     carrier: _AsyncCarrier
     slots: asyncio.Semaphore
     lifetime: AsyncGenerator[None]
+    open: dict[tuple[str, ...], _Shared] = field(default_factory=dict)
 
 
 def _endpoint_of(endpoint: Any, model: str) -> Endpoint:

@@ -13,49 +13,32 @@ is down nothing is sent but probes, and no try counts.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
-import os
 import pickle
 import random
-import signal
-import socket
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_sdg.errors import EndpointDown, NemoSdgError, RateLimited, RequestError, RunStopped
-from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.engine_config import EngineConfig
 from nemo_sdg.llm.frames import read_frame, write_frame
 from nemo_sdg.llm.ledger import Ledger, entries_of
-from nemo_sdg.llm.limits import FailureRule, Health
+from nemo_sdg.llm.limits import Health
 from nemo_sdg.llm.request import Usage
-from nemo_sdg.llm.retry import FATAL, RetryPolicy
+from nemo_sdg.llm.retry import verdict
 from nemo_sdg.llm.transport import AsyncTransport
 
+__all__ = ["Engine", "EngineConfig"]
+
 REFRESH_S = 1.0
+REFRESH_BYTES = 4 << 20
+"""Read of other writers' files in one turn of the event loop; some ten milliseconds."""
 REPORT_S = 0.25
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineConfig:
-    """What an engine is started with. Holds no key; equal configurations share an engine.
-
-    Attributes:
-        concurrency: requests in flight of this engine (its share of `endpoint.limit`).
-        ledger: folder of the ledger; None: answers are not kept.
-        ledger_sync_s: seconds between forced writes to the disk.
-    """
-
-    endpoint: Endpoint
-    concurrency: int
-    ledger: str | None = None
-    ledger_sync_s: float = 1.0
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    max_outage_s: float = 600.0
-    failures: FailureRule = field(default_factory=FailureRule)
+LEAST_SYNC_S = 0.05
+REFUSALS_TO_STOP = 5
+"""403s before anything was answered that are taken for a wrong key."""
 
 
 @dataclass(slots=True)
@@ -70,6 +53,7 @@ class _Item:
     tries: int = 0
     refusals: int = 0
     sent: int = 0
+    was_spared: bool = False
     order: tuple[int, int] = (0, 0)
 
 
@@ -80,7 +64,7 @@ class Engine:
         self.config = config
         self.reader, self.out = reader, out
         self.transport = AsyncTransport(config.endpoint)
-        self.ledger = Ledger(config.ledger, writer=True) if config.ledger else None
+        self.ledger = Ledger(config.ledger, writer=True, load=False) if config.ledger else None
         self.health = Health(max_outage_s=config.max_outage_s)
         self.queue: list[tuple[tuple[int, int], int, _Item]] = []
         self.open: dict[tuple[str, ...], _Item] = {}
@@ -89,6 +73,8 @@ class Engine:
         self.lag_s = 0.0
         self.fatal: NemoSdgError | None = None
         self._done: list[tuple[Any, ...]] = []
+        self._has_answered = False
+        self._refused: list[tuple[_Item, RequestError]] = []
         self._tasks: dict[asyncio.Task[None], _Item] = {}
         self._waiting: dict[asyncio.TimerHandle, _Item] = {}
         self._sequence = 0
@@ -97,6 +83,26 @@ class Engine:
         self._refreshed = 0.0
         self._prober: asyncio.Task[None] | None = None
 
+    async def load(self) -> None:
+        """Read the ledger, beside the event loop; tell the worker as long as it goes on.
+
+        Raises:
+            RunFolderError: it cannot be read.
+        """
+        if self.ledger is None:
+            return
+        reading = asyncio.create_task(asyncio.to_thread(self.ledger.refresh))
+        told = -1
+        while not (await asyncio.wait([reading], timeout=REPORT_S))[0]:
+            if self.ledger.bytes_read != told:
+                told = self.ledger.bytes_read
+                self.out.write(write_frame(["loading", told]))
+        try:
+            await reading
+        except NemoSdgError:
+            self.ledger.close()
+            raise
+
     async def run(self) -> None:
         """Serve frames until the other side closes; then stop all requests and file what is due."""
         timers = [asyncio.create_task(self._report()), asyncio.create_task(self._sync())]
@@ -104,6 +110,7 @@ class Engine:
             while (frame := await read_frame(self.reader)) is not None:
                 what, *rest = frame
                 if what == "submit":
+                    await self._catch_up(rest[0])
                     self._submit(*rest)
                 elif what == "close":
                     self._close_session(rest[0])
@@ -121,16 +128,21 @@ class Engine:
 
     # --- requests in ---------------------------------------------------------------------------
 
-    def _submit(self, session: int, order: int, items: list[list[Any]]) -> None:
+    async def _catch_up(self, session: int) -> None:
+        """Read what others have filed, all of it, in bites that do not hold up the loop."""
         # A session that is new may take the rows of a worker that died a moment ago.
         is_due = session > self._newest or time.monotonic() - self._refreshed > REFRESH_S
         self._newest = max(self._newest, session)
-        if self.ledger is not None and is_due:
-            try:
-                self.ledger.refresh()
-            except NemoSdgError as error:
-                self._stop(error)
-            self._refreshed = time.monotonic()
+        if self.ledger is None or not is_due:
+            return
+        try:
+            while not self.ledger.refresh(max_bytes=REFRESH_BYTES):
+                await asyncio.sleep(0)
+        except NemoSdgError as error:
+            self._stop(error)
+        self._refreshed = time.monotonic()
+
+    def _submit(self, session: int, order: int, items: list[list[Any]]) -> None:
         for token, keys, kind, model, body, cost in items:
             self._take(_Item(tuple(keys), kind, model, body), session, token, (order, -cost))
         self._pump()
@@ -140,8 +152,13 @@ class Engine:
         if self.fatal is not None:
             return
         if self.ledger is not None:
-            filed = [self.ledger.get(key) for key in item.keys]
+            try:
+                filed = [self.ledger.get(key) for key in item.keys]
+            except NemoSdgError as error:
+                self._stop(error)
+                return
             if all(filed):
+                self._has_answered = True
                 self.counts["from_ledger"] += 1
                 self._done.append((session, token, True, filed, True))
                 return
@@ -150,6 +167,8 @@ class Engine:
             known.waiters.append((session, token))
             self.counts["coalesced"] += 1
             return
+        if not self.open:
+            self.health.begins_again(time.monotonic())
         item.waiters.append((session, token))
         item.order = order
         self.open[item.keys] = item
@@ -176,10 +195,10 @@ class Engine:
     # --- requests out --------------------------------------------------------------------------
 
     def _pump(self) -> None:
+        self._judge_refused()
         while (
             self.queue
-            and self.in_flight < self.config.concurrency
-            and not self.health.is_suspect
+            and self.in_flight < self.health.room(self.config.concurrency)
             and self.fatal is None
         ):
             item = heapq.heappop(self.queue)[2]
@@ -230,6 +249,7 @@ class Engine:
             except RunStopped as error:
                 self._stop(error)
                 return
+        self._has_answered = True
         usage = Usage.from_body(body.get("usage"))
         self.counts["answers"] += 1
         self.counts["input_tokens"] += usage.input_tokens
@@ -240,10 +260,18 @@ class Engine:
 
     def _failed(self, item: _Item, error: RequestError) -> None:
         self.counts["failed." + error.code] += 1
-        if isinstance(error, FATAL):
+        whose = verdict(
+            error,
+            is_own_model=item.model == self.config.endpoint.model,
+            has_answered=self._has_answered,
+        )
+        if whose == "run":
             self._stop(error)
             return
         self.health.failed(error, time.monotonic())
+        if whose == "open":
+            self._refused.append((item, error))
+            return
         if isinstance(error, RateLimited):
             item.tries -= 1
             item.refusals += 1
@@ -251,8 +279,11 @@ class Engine:
             item.tries -= 1  # an outage is not the row's fault
         draw = random.random()
         wait_s = self.config.retry.wait_s(error, item.tries, draw, refusals=item.refusals)
-        if wait_s is None and self.health.is_suspect:
-            item.tries -= 1  # the probe decides whether the row or the endpoint is to blame
+        if wait_s is None and self.health.is_suspect and not item.was_spared:
+            # The probe decides whether the row or the endpoint is to blame: once, or rows would
+            # be asked for ever by an endpoint that answers probes and nothing else.
+            item.was_spared = True
+            item.tries -= 1
             wait_s = 0.0
         if wait_s is None:
             self._finish(item, False, error.code, error.detail, error.status)
@@ -270,6 +301,18 @@ class Engine:
         self._push(item)
         self._pump()
 
+    def _judge_refused(self) -> None:
+        """Decide what 403s mean that came before any answer: these inputs, or a wrong key."""
+        if not self._refused or self.fatal is not None:
+            return
+        self._refused = [(item, error) for item, error in self._refused if item.waiters]
+        if self._has_answered:
+            for item, error in self._refused:
+                self._finish(item, False, error.code, error.detail, error.status)
+            self._refused.clear()
+        elif 0 < min(REFUSALS_TO_STOP, len(self.open)) <= len(self._refused):
+            self._stop(self._refused[0][1])
+
     def _finish(self, item: _Item, ok: bool, *payload: Any) -> None:
         self.open.pop(item.keys, None)
         self._done.extend((*waiter, ok, *payload) for waiter in item.waiters)
@@ -282,7 +325,7 @@ class Engine:
             self.health.probed(alive=alive)
             if alive:
                 break
-            if self.health.expired(time.monotonic()):
+            if self.health.expired(time.monotonic()) and self.open:
                 self._stop(self._outage())
         self._prober = None
         self._pump()
@@ -332,55 +375,9 @@ class Engine:
 
     async def _sync(self) -> None:
         while self.ledger is not None:
-            await asyncio.sleep(self.config.ledger_sync_s)
+            await asyncio.sleep(max(LEAST_SYNC_S, self.config.ledger_sync_s))
             # In a thread: on a shared file system a sync can take long, and the loop must not wait.
             try:
                 await asyncio.to_thread(self.ledger.sync)
             except RunStopped as error:
                 self._stop(error)
-
-
-async def serve(connection: socket.socket) -> None:
-    """Serve one engine over a connected socket; the first frame is its pickled configuration."""
-    reader, writer = await asyncio.open_connection(sock=connection, limit=1 << 20)
-    try:
-        first = await read_frame(reader)
-        if first is None:
-            return
-        try:
-            engine = Engine(pickle.loads(first[0]), reader, writer)
-        except NemoSdgError as error:
-            writer.write(write_frame(["fatal", pickle.dumps(error)]))
-            await writer.drain()
-            await reader.read()
-            return
-        writer.write(write_frame(["ready"]))
-        await engine.run()
-    finally:
-        with contextlib.suppress(ConnectionError, OSError):
-            writer.close()
-            await writer.wait_closed()
-
-
-def run_in_loop(connection: socket.socket) -> None:
-    """Serve in a new event loop, uvloop's where it is installed."""
-    connection.setblocking(False)
-    runner: Any = asyncio.run
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        runner = uvloop.run
-    runner(serve(connection))
-
-
-def main() -> None:
-    """Run an engine on the inherited socket whose number is the first argument."""
-    # Ctrl-C reaches the whole process group; the worker decides what becomes of the engine.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    run_in_loop(socket.socket(fileno=int(sys.argv[1])))
-
-
-if __name__ == "__main__":
-    main()
-    # Skip interpreter teardown: the ledger is closed, and there is nothing else to save.
-    os._exit(0)

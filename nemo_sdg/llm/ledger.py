@@ -20,6 +20,7 @@ import os
 import secrets
 import socket
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ FORMAT_VERSION = 1
 _HEADER = b'{"format":"nemo_sdg ledger","v":%d}\n'
 _KEY_AT = slice(6, 38)
 _SCAN_BYTES = 1 << 20
+_MAX_HANDLES = 64
+"""Files of other writers that are held open; a folder has one for each engine there ever was."""
 
 
 class LedgerFull(RunStopped):
@@ -120,27 +123,36 @@ class Ledger:
         folder: made if missing, mode 0700.
         writer: whether `put` will be called; a reader makes no file.
 
+        load: read what is there at once; without it `refresh` must be called first.
+
+    Attributes:
+        bytes_read: what has been read of the files so far, to tell that it goes on.
+
     Memory: about 150 bytes an entry for the index. Opening reads every file once.
     """
 
-    def __init__(self, folder: str | Path, *, writer: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, writer: bool = False, load: bool = True) -> None:
         self.folder = Path(folder)
+        self.bytes_read = 0
         self._index: dict[bytes, tuple[int, int, int]] = {}
         self._files: list[Path] = []
-        self._handles: dict[int, int] = {}
+        self._numbers: dict[Path, int] = {}
+        self._handles: OrderedDict[int, int] = OrderedDict()
         self._ends: dict[Path, int] = {}
         self._out: int | None = None
         self._dirty = False
         try:
             if writer:
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.refresh()
             if writer:
                 self._open_for_writing()
+            if load:
+                self.refresh()
         except OSError as error:
-            raise RunFolderError(
-                f"the ledger cannot be opened: {error.strerror}: {self.folder}"
-            ) from None
+            raise self._unusable("opened", error) from None
+        except RunFolderError:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._index)
@@ -149,15 +161,19 @@ class Ledger:
         return bytes.fromhex(key) in self._index
 
     def get(self, key: str) -> bytes | None:
-        """Return the entry of a key, or None where there is none that can be read."""
+        """Return the entry of a key, or None where there is none that can be read.
+
+        Raises:
+            RunFolderError: the file it stands in cannot be read any more.
+        """
         found = self._index.get(bytes.fromhex(key))
         if found is None:
             return None
         number, offset, length = found
-        handle = self._handles.get(number)
-        if handle is None:
-            handle = self._handles[number] = os.open(self._files[number], os.O_RDONLY)
-        line = os.pread(handle, length, offset)
+        try:
+            line = os.pread(self._handle(number), length, offset)
+        except OSError as error:
+            raise self._unusable("read", error) from None
         try:
             read_body(orjson.loads(line)["r"])
         except (orjson.JSONDecodeError, KeyError, MalformedReply):
@@ -189,14 +205,31 @@ class Ledger:
         self._ends[self._files[number]] = end + len(line)
         self._dirty = True
 
-    def refresh(self) -> None:
-        """Take in what other writers have appended since."""
-        for path in sorted(self.folder.glob("*.jsonl")):
-            if self._out is not None and path == self._files[self._own]:
-                continue
-            with contextlib.suppress(FileNotFoundError):  # a writer without entries took it away
-                if path.stat().st_size > self._ends.get(path, 0):
-                    self._scan(path)
+    def refresh(self, *, max_bytes: int | None = None) -> bool:
+        """Take in what other writers have appended since.
+
+        Args:
+            max_bytes: leave the rest for the next call once this much has been read.
+
+        Returns:
+            Whether all was read that stood there.
+
+        Raises:
+            RunFolderError: a file cannot be read, or is none of ours.
+        """
+        until = None if max_bytes is None else self.bytes_read + max_bytes
+        try:
+            for path in sorted(self.folder.glob("*.jsonl")):
+                if self._out is not None and path == self._files[self._own]:
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # a writer without entries took it
+                    if path.stat().st_size > self._ends.get(path, 0):
+                        self._scan(path, until)
+                if until is not None and self.bytes_read >= until:
+                    return False
+        except OSError as error:
+            raise self._unusable("read", error) from None
+        return True
 
     def entries(self) -> Iterator[bytes]:
         """Yield every entry once."""
@@ -235,16 +268,39 @@ class Ledger:
         self._out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         header = _HEADER % FORMAT_VERSION
         os.write(self._out, header)
-        self._own = len(self._files)
-        self._files.append(path)
+        self._own = self._number(path)
         self._ends[path] = len(header)
+        # Syncing a file does not sync its name: the loss of a node could take the whole file.
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # some network file systems cannot, and need not
+                os.fsync(folder)
+        finally:
+            os.close(folder)
 
-    def _scan(self, path: Path) -> None:
+    def _number(self, path: Path) -> int:
+        if path not in self._numbers:
+            self._numbers[path] = len(self._files)
+            self._files.append(path)
+            self._ends[path] = 0
+        return self._numbers[path]
+
+    def _handle(self, number: int) -> int:
+        handle = self._handles.get(number)
+        if handle is None:
+            while len(self._handles) >= _MAX_HANDLES:
+                os.close(self._handles.popitem(last=False)[1])
+            handle = self._handles[number] = os.open(self._files[number], os.O_RDONLY)
+        self._handles.move_to_end(number)
+        return handle
+
+    def _unusable(self, what: str, error: OSError) -> RunFolderError:
+        return RunFolderError(f"the ledger cannot be {what}: {error.strerror}: {self.folder}")
+
+    def _scan(self, path: Path, until: int | None) -> None:
         with path.open("rb", buffering=_SCAN_BYTES) as file:
-            if path not in self._ends:
-                self._files.append(path)
-                self._ends[path] = 0
-            number, offset = self._files.index(path), self._ends[path]
+            number = self._number(path)
+            offset = self._ends[path]
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -259,6 +315,9 @@ class Ledger:
                     if len(key) == 16:
                         self._index[key] = (number, offset, len(line))
                 offset += len(line)
+                self.bytes_read += len(line)
+                if until is not None and self.bytes_read >= until:
+                    break
         self._ends[path] = offset
 
     @staticmethod

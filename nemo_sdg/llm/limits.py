@@ -30,6 +30,10 @@ class Health:
     rows wait and no try of theirs counts, until a probe is answered. A 429 is no failure, the
     endpoint lives and asks for patience. Unusable for longer than `max_outage_s`, be it down or
     answering nothing but 429, it is `expired`.
+
+    A probe proves little: a gateway may answer it while all that is behind it fails. So a probe
+    puts the endpoint on trial: only a few requests go out until one is answered; when all of
+    them fail it is suspect again, and after a longer pause twice as many are tried.
     """
 
     def __init__(self, *, max_outage_s: float = 600.0, failures_to_suspect: int = 5) -> None:
@@ -40,6 +44,7 @@ class Health:
         self._failures = 0
         self._first_failure: float | None = None
         self._failed_probes = 0
+        self._trials = 0
         self._refusing_since: float | None = None
 
     @property
@@ -50,7 +55,20 @@ class Health:
     def answered(self) -> None:
         """A complete answer came, of any content."""
         self._clear()
+        self._trials = 0
         self._refusing_since = None
+
+    def begins_again(self, now: float) -> None:
+        """Something is asked after a time in which nothing was: that time was no outage."""
+        self._refusing_since = None
+        if self._first_failure is not None:
+            self._first_failure = now
+
+    def room(self, slots: int) -> int:
+        """Return how many requests may be in flight, at most `slots`."""
+        if self.is_suspect:
+            return 0
+        return slots if self._trials == 0 else min(slots, self._wave)
 
     def failed(self, error: RequestError, now: float) -> None:
         """A try failed."""
@@ -63,7 +81,7 @@ class Health:
             if self._first_failure is None:
                 self._first_failure = now
             self._failures += 1
-            self.is_suspect = self._failures >= self.failures_to_suspect
+            self.is_suspect = self._failures >= self._wave
         elif isinstance(error, BadRequest):
             self.answered()  # it lives: it read the request and declined it
 
@@ -71,17 +89,28 @@ class Health:
         """A probe ended."""
         if alive:
             self._clear()
+            self._trials += 1
         else:
             self._failed_probes += 1
 
     def next_probe_s(self) -> float:
-        """Seconds to wait before the next probe: 0 at first, then 1, 2, 4 ... at most 15."""
-        return min(15.0, 2.0 ** (self._failed_probes - 1)) if self._failed_probes else 0.0
+        """Seconds to wait before the next probe: 0 at first, then 1, 2, 4 ... at most 15.
+
+        While probes are answered and requests are not: 0, then 1/4, 1/2, 1 ... at most 4.
+        """
+        if self._failed_probes:
+            return min(15.0, 2.0 ** min(self._failed_probes - 1, 30))
+        return min(4.0, 0.25 * 2.0 ** min(self._trials - 1, 30)) if self._trials else 0.0
 
     def expired(self, now: float) -> bool:
         """True when the endpoint has been unusable for longer than allowed."""
         since = self._first_failure if self.is_down else self._refusing_since
         return since is not None and now - since > self.max_outage_s
+
+    @property
+    def _wave(self) -> int:
+        """Failures until it is suspect: more with each trial, or rows that fail took for ever."""
+        return self.failures_to_suspect << min(max(self._trials - 1, 0), 6)
 
     def _clear(self) -> None:
         self.is_suspect = False
@@ -98,22 +127,26 @@ class FailureRule:
 
 
 class FailureGuard:
-    """Counts how the rows of each task end; a wrong prompt is not paid for a million times."""
+    """Counts how the rows of each task end; a wrong prompt is not paid for a million times.
+
+    Attributes:
+        num_rows: rows that have ended, of all tasks.
+        num_failures: rows that ended without a value.
+        is_broken: the rule was broken since the last `forget`.
+    """
 
     def __init__(self, rule: FailureRule = FailureRule()) -> None:
         self.rule = rule
+        self.num_rows = self.num_failures = 0
+        self.is_broken = False
         self._rows: Counter[str] = Counter()
         self._failures: dict[str, Counter[str]] = {}
 
-    @property
-    def num_rows(self) -> int:
-        """Rows that have ended, of all tasks."""
-        return self._rows.total()
-
-    @property
-    def num_failures(self) -> int:
-        """Rows that ended without a value."""
-        return sum(reasons.total() for reasons in self._failures.values())
+    def forget(self) -> None:
+        """Judge by what comes from here on: another computation begins. The totals stay."""
+        self.is_broken = False
+        self._rows.clear()
+        self._failures.clear()
 
     def record(self, task: str, reason: str | None) -> None:
         """Count a row; `reason` is its error code, None for a row with a value.
@@ -121,13 +154,16 @@ class FailureGuard:
         Raises:
             TooManyFailures: the rule is broken by this row.
         """
+        self.num_rows += 1
         self._rows[task] += 1
         if reason is None:
             return
+        self.num_failures += 1
         reasons = self._failures.setdefault(task, Counter())
         reasons[reason] += 1
         rows = self._rows[task]
         if rows >= self.rule.min_rows and reasons[reason] > self.rule.max_share * rows:
+            self.is_broken = True
             raise TooManyFailures(
                 f"{reasons[reason]} of {rows} rows of {task} failed with {reason!r}, more than "
                 f"{self.rule.max_share:.0%}. Stopped so that no more is spent; all answers are "

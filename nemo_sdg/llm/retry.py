@@ -7,6 +7,8 @@ use is the task's affair (`Task.flow`); SDK retries underneath are off.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Literal
 
 from nemo_sdg.errors import (
     ConnectionFailed,
@@ -23,7 +25,25 @@ TRANSIENT = (ConnectionFailed, RequestTimeout, RateLimited, ServerFailure, Malfo
 """Errors after which the same request may well succeed."""
 
 FATAL = (Unauthorized, UnknownModel)
-"""Errors that hit every row alike: the run cannot go on."""
+"""Errors that may hit every row alike; `verdict` tells when the run cannot go on."""
+
+
+def verdict(
+    error: RequestError, *, is_own_model: bool, has_answered: bool
+) -> Literal["row", "run", "open"]:
+    """Tell whose an error is: the row's, the whole run's, or not known before more is.
+
+    A refused key (401, an empty account) ends the run, and so does an unknown model, unless it
+    came from the row. Gateways answer 403 for one moderated input as for a wrong key: once
+    anything was answered (`has_answered`) it is the row's.
+    """
+    if isinstance(error, UnknownModel):
+        return "run" if is_own_model else "row"
+    if not isinstance(error, Unauthorized):
+        return "row"
+    if error.status != HTTPStatus.FORBIDDEN:
+        return "run"
+    return "row" if has_answered else "open"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,14 +20,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import Counter
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 from nemo_sdg import errors
 from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
-from nemo_sdg.llm.engine import EngineConfig, run_in_loop
+from nemo_sdg.llm.engine_config import EngineConfig, shared
+from nemo_sdg.llm.engine_process import run_in_loop
 from nemo_sdg.llm.frames import receive_frame, write_frame
 from nemo_sdg.llm.ledger import read_reply
 from nemo_sdg.llm.limits import FailureGuard
@@ -40,6 +42,11 @@ Less than 2 starves the slots while a partition is being read; more only holds r
 
 ADMIT_BYTES = 256 << 20
 START_TIMEOUT_S = 60.0
+"""Without a sign of life; reading a large ledger may take longer, and tells that it goes on."""
+
+FORGET_AFTER_S = 10.0
+"""Failures are counted anew once nothing has been open for this long: mending a prompt takes
+longer, the way from one partition to the next does not."""
 
 Answer = Reply | RequestError
 
@@ -71,8 +78,10 @@ class EngineHandle:
         self.guard = FailureGuard(config.failures)
         self._sessions: dict[int, Session] = {}
         self._sequence = 0
+        self._closed_at = 0.0
         self._on_way = 0
         self._bytes_on_way = 0
+        self._reserved: dict[int, int] = {}
         self._changed = threading.Condition()
         self._send_lock = threading.Lock()
         ours, theirs = socket.socketpair()
@@ -80,7 +89,8 @@ class EngineHandle:
         self._child = _start(theirs, place)
         self._send([pickle.dumps(config)])
         ours.settimeout(START_TIMEOUT_S)
-        first = receive_frame(ours)
+        while (first := receive_frame(ours)) is not None and first[0] == "loading":
+            pass
         ours.settimeout(None)
         if first is None or first[0] != "ready":
             self.close()
@@ -97,22 +107,31 @@ class EngineHandle:
         """Wait until there is room for a partition's first requests; one is always let in.
 
         Args:
-            requests: how many are about to be submitted.
+            requests: how many this thread is about to submit; they count from here on.
             still_wanted: asked now and then while waiting; False ends the wait with `Interrupted`.
         """
         window = ADMIT_FACTOR * self.config.concurrency
+        me = threading.get_ident()
         with self._changed:
+            self._reserved.pop(me, None)  # of a task that was cancelled before it submitted
             while self._error is None and (
-                self._on_way >= window or self._bytes_on_way >= ADMIT_BYTES
+                self._on_way + sum(self._reserved.values()) >= window
+                or self._bytes_on_way >= ADMIT_BYTES
             ):
                 self._changed.wait(0.2)
                 if not still_wanted():
                     raise errors.Interrupted("the task was cancelled")
+            self._reserved[me] = requests
         self._check()
 
     def session(self) -> Session:
         """Open a session; its requests go before those of sessions opened later."""
         with self._changed:
+            is_idle = not self._sessions
+            if is_idle and (
+                self.guard.is_broken or time.monotonic() - self._closed_at > FORGET_AFTER_S
+            ):
+                self.guard.forget()
             self._sequence += 1
             session = Session(self, self._sequence)
             self._sessions[session.number] = session
@@ -158,6 +177,8 @@ class EngineHandle:
             size += len(body)
             session._sizes[token] = len(body)
             packed.append([token, request.keys(), request.kind, request.model, body, cost])
+        with self._changed:
+            self._reserved.pop(threading.get_ident(), None)
         if unsendable:
             session._inbox.put(unsendable)
         if not packed:
@@ -170,7 +191,8 @@ class EngineHandle:
 
     def _forget(self, session: Session) -> None:
         with self._changed:
-            self._sessions.pop(session.number, None)
+            if self._sessions.pop(session.number, None) is not None:
+                self._closed_at = time.monotonic()
             self._on_way -= len(session._sizes)
             self._bytes_on_way -= sum(session._sizes.values())
             unanswered = bool(session._sizes)
@@ -294,7 +316,7 @@ def _start(connection: socket.socket, place: str) -> subprocess.Popen[bytes] | t
         number = connection.fileno()
         # A plain child, not multiprocessing: Dask's workers are daemons and may have none of those.
         return subprocess.Popen(
-            [sys.executable, "-m", "nemo_sdg.llm.engine", str(number)],
+            [sys.executable, "-m", "nemo_sdg.llm.engine_process", str(number)],
             pass_fds=(number,),
             stdin=subprocess.DEVNULL,
         )
@@ -302,8 +324,7 @@ def _start(connection: socket.socket, place: str) -> subprocess.Popen[bytes] | t
 
 _engines: dict[tuple[str, EngineConfig], EngineHandle] = {}
 _engines_lock = threading.Lock()
-_runs: Counter[str] = Counter()
-_ended: set[str] = set()
+_ended: deque[str] = deque(maxlen=1000)
 
 
 def get_engine(config: EngineConfig) -> EngineHandle:
@@ -311,11 +332,13 @@ def get_engine(config: EngineConfig) -> EngineHandle:
 
     Raises:
         CredentialError: the key that the endpoint names is not set on this worker.
-        Interrupted: the run has ended; see `run_begins`.
+        Interrupted: the run has ended; see `run_ends`.
     """
-    place = _worker_name(), config
+    worker = _worker_name()
+    config = shared(config, worker)
+    place = worker, config
     with _engines_lock:
-        if config.ledger in _ended:
+        if config.run in _ended:
             raise errors.Interrupted("the run has ended")
         engine = _engines.get(place)
         if engine is not None and not engine.is_alive:
@@ -334,29 +357,18 @@ def close_engines() -> None:
             _engines.popitem()[1].close()
 
 
-def run_begins(ledger: str) -> None:
-    """Let engines file answers in this folder; `run_ends` is called as often."""
+def run_ends(run: str) -> None:
+    """Stop the engines of a run; cancelled tasks that are late start no new one."""
     with _engines_lock:
-        _runs[ledger] += 1
-        _ended.discard(ledger)
-
-
-def run_ends(ledger: str) -> None:
-    """Stop the engines of this folder; cancelled tasks that are late start no new one."""
-    with _engines_lock:
-        _runs[ledger] -= 1
-        if _runs[ledger] > 0:
-            return
-        del _runs[ledger]
-        _ended.add(ledger)
-        for place in [place for place in _engines if place[1].ledger == ledger]:
+        _ended.append(run)
+        for place in [place for place in _engines if place[1].run == run]:
             _engines.pop(place).close()
 
 
-def engines() -> list[EngineHandle]:
-    """Return the engines that run in this process."""
+def engines(worker: str | None = None) -> list[EngineHandle]:
+    """Return the engines that run in this process, or those of one Dask worker in it."""
     with _engines_lock:
-        return list(_engines.values())
+        return [e for place, e in _engines.items() if worker is None or place[0] == worker]
 
 
 def _worker_name() -> str:

@@ -70,36 +70,48 @@ class Quiet:
 
 # --- on a worker ----------------------------------------------------------------------------------
 
-_publishing = threading.Lock()
+_publishing: set[str] = set()
+_publishing_lock = threading.Lock()
 
 
 def publish_from_here() -> None:
-    """Start publishing this worker's counts, once; does nothing outside of a Dask worker."""
+    """Publish this worker's counts as long as it lives; does nothing outside of a Dask worker.
+
+    Workers that share a process publish each its own.
+    """
     from distributed import get_worker
 
     try:
         worker = get_worker()
     except ValueError:
         return
-    if _publishing.acquire(blocking=False):
+    with _publishing_lock:
+        is_new = worker.address not in _publishing
+        _publishing.add(worker.address)
+    if is_new:
         threading.Thread(target=_publish, args=(worker,), daemon=True).start()
 
 
 def _publish(worker: Any) -> None:
+    address = str(worker.address)
     last: dict[str, Any] = {}
-    while worker.status.name in ("running", "paused", "init"):
-        state = here() | {"worker": worker.address}
-        if state != last:
-            worker.log_event(TOPIC, state)
-            last = state
-        time.sleep(PUBLISH_S)
+    try:
+        while worker.status.name in ("running", "paused", "init"):
+            state = here(address) | {"worker": address}
+            if state != last:
+                worker.log_event(TOPIC, state)
+                last = state
+            time.sleep(PUBLISH_S)
+    finally:
+        with _publishing_lock:
+            _publishing.discard(address)  # an address may be used again
 
 
-def here() -> dict[str, Any]:
-    """Return the counts of all engines of this process."""
+def here(worker: str | None = None) -> dict[str, Any]:
+    """Return the counts of all engines of this process, or of one worker in it."""
     counts: Counter[str] = Counter()
     in_flight, note = 0, ""
-    for engine in engines():
+    for engine in engines(worker):
         counts.update(engine.counts)
         counts["rows"] += engine.guard.num_rows
         counts["errors"] += engine.guard.num_failures

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from nemo_sdg.data.frames import schema_of
 from nemo_sdg.errors import ConfigurationError, RunStopped
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.worker import EngineLost, run_begins, run_ends
+from nemo_sdg.llm.engine_config import RunShare, in_run
+from nemo_sdg.llm.worker import EngineLost, run_ends
 from nemo_sdg.pipelines.begin import announce
 from nemo_sdg.pipelines.chain import Chain, PartResult
 from nemo_sdg.pipelines.folder import RunFolder
@@ -58,10 +59,11 @@ def do_work(
     announce(job, endpoint, planned, observer)
     is_only = len(job.chains) == 1
     folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
-    with _cluster(job.recipe, client) as cluster, _engines_stopped(cluster, job.ledger):
+    with (
+        _cluster(job.recipe, endpoint, client) as cluster,
+        _engines_stopped(cluster, endpoint) as share,
+    ):
         cluster.run(worker_preflight, endpoint)
-        if client is not None or job.recipe.scheduler:
-            due = _shared_by(len(cluster.scheduler_info()["workers"]), due)
         gathered = Gathered(
             parts_total=len(job.parts),
             requests_total=planned.requests if not summaries else None,
@@ -69,7 +71,9 @@ def do_work(
         )
         cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
         try:
-            for summary in _computed(cluster, due, folder, is_only, gathered, observer, lease):
+            for summary in _computed(
+                cluster, due, folder, is_only, gathered, observer, lease, share
+            ):
                 summaries[summary["task"], summary["number"]] = summary
         finally:
             with contextlib.suppress(Exception):
@@ -77,17 +81,6 @@ def do_work(
         gathered.conclude(list(summaries.values()))
         observer.progress(gathered.state())
     return summaries
-
-
-def _shared_by(workers: int, parts: list[Part]) -> list[Part]:
-    """Give each of the workers that are really there its share of the endpoint's limit."""
-    shared = {
-        id(part.chain): replace(
-            part.chain, generate_options=part.chain.generate_options | {"workers": workers}
-        )
-        for part in parts
-    }
-    return [replace(part, chain=shared[id(part.chain)]) for part in parts]
 
 
 def _computed(
@@ -98,6 +91,7 @@ def _computed(
     gathered: Gathered,
     observer: Observer,
     lease: Lease,
+    share: RunShare,
 ) -> Iterator[dict[str, Any]]:
     from dask.delayed import delayed
 
@@ -116,6 +110,7 @@ def _computed(
             fingerprint=part.fingerprint,
             schema=schemas[part.chain.task.name],
             is_only=is_only,
+            share=share,
         )
         for part in due
     ]
@@ -157,6 +152,7 @@ def _run_part(
     fingerprint: str,
     schema: Any,
     is_only: bool,
+    share: RunShare,
 ) -> dict[str, Any]:
     """Make one part, on a worker; the task that made the rows writes them."""
     name = chain.task.name
@@ -165,7 +161,8 @@ def _run_part(
         return found  # this task ran before, on a worker that was lost after it had finished
     publish_from_here()
     started = time.perf_counter()
-    made = _made(chain, frame)
+    with in_run(share):
+        made = _made(chain, frame)
     return folder.write_part(
         name,
         number,
@@ -197,7 +194,7 @@ def _made(chain: Chain, frame: Any) -> PartResult:
 
 
 @contextlib.contextmanager
-def _cluster(recipe: Recipe, client: Any) -> Iterator[Any]:
+def _cluster(recipe: Recipe, endpoint: Endpoint, client: Any) -> Iterator[Any]:
     """Yield a connected client: the one given, one of a running scheduler, or a local cluster."""
     import dask
 
@@ -218,7 +215,8 @@ def _cluster(recipe: Recipe, client: Any) -> Iterator[Any]:
     }
     with (
         dask.config.set(settings),
-        _local_cluster(recipe.workers) as local,
+        # More workers than requests at a time would only wait for each other.
+        _local_cluster(min(recipe.workers, endpoint.limit)) as local,
         Client(local) as connected,
     ):
         connected.run(_leave_ctrl_c_alone)
@@ -251,14 +249,26 @@ def _leave_ctrl_c_alone() -> None:
 
 
 @contextlib.contextmanager
-def _engines_stopped(cluster: Any, ledger: str) -> Iterator[None]:
-    """Stop the run's engines at its end: workers may live on, and cancelled tasks leave a queue."""
-    cluster.run(run_begins, ledger)
+def _engines_stopped(cluster: Any, endpoint: Endpoint) -> Iterator[RunShare]:
+    """Yield how workers share the endpoint in this run, and stop the run's engines at its end.
+
+    Workers may live on, and cancelled tasks leave a queue: the run's id tells its engines apart.
+
+    Raises:
+        ConfigurationError: there are more workers than may have a request in flight.
+    """
+    workers = tuple(sorted(cluster.scheduler_info(n_workers=-1)["workers"]))
+    if len(workers) > endpoint.limit:
+        raise ConfigurationError(
+            f"{len(workers)} workers cannot share {endpoint.limit} requests at a time: allow more "
+            "with --concurrency, or take a cluster with fewer workers"
+        )
+    share = RunShare(run=uuid.uuid4().hex, limit=endpoint.limit, workers=workers)
     try:
-        yield
+        yield share
     finally:
         with contextlib.suppress(Exception):
-            cluster.run(run_ends, ledger, on_error="ignore")
+            cluster.run(run_ends, share.run, on_error="ignore")
 
 
 def _local_cluster(workers: int) -> Any:

@@ -308,10 +308,10 @@ def test_an_endpoint_that_never_answers_in_time_stops_the_run(
 
 LIMITED = """
 import resource, signal, sys
-from nemo_sdg.llm import engine
+from nemo_sdg.llm import engine_process
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-engine.main()
+engine_process.main()
 """
 
 
@@ -322,7 +322,7 @@ def small_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
     class Limited(subprocess.Popen[bytes]):
         def __init__(self, arguments: list[str], **options: Any) -> None:
-            if "nemo_sdg.llm.engine" in arguments:
+            if "nemo_sdg.llm.engine_process" in arguments:
                 arguments = [sys.executable, "-c", LIMITED, arguments[-1]]
             super().__init__(arguments, **options)
 
