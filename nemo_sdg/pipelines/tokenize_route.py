@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import random
 import time
@@ -47,6 +48,7 @@ class RemoteCount:
         if len(each) == 1:
             counts = [self._count(each[0])]
         else:
+            _client(self.endpoint)  # one for all threads, made before they start
             with ThreadPoolExecutor(max(1, min(AT_ONCE, self.endpoint.limit, len(each)))) as pool:
                 counts = list(pool.map(self._count, each))
         known = dict(zip(each, counts, strict=True))
@@ -59,9 +61,11 @@ class RemoteCount:
         return ask(self.endpoint, self.retry, text)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache
 def _client(endpoint: Endpoint) -> Client:
-    return Client(endpoint)
+    client = Client(endpoint)
+    atexit.register(client.close)
+    return client
 
 
 def _ask(endpoint: Endpoint, retry: RetryPolicy, text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import threading
@@ -63,16 +64,20 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.setattr(Counting, "asked", [])
     monkeypatch.setattr(tokenize_route, "_CHOOSING", QUICK)
     clients: list[Client] = []
-    monkeypatch.setattr(
-        tokenize_route, "Client", lambda e: clients.append(Client(e)) or clients[-1]
-    )
+
+    @functools.cache
+    def opened(endpoint: Endpoint) -> Client:
+        clients.append(Client(endpoint))
+        return clients[-1]
+
+    monkeypatch.setattr(tokenize_route, "_client", opened)
+    tokenize_route._remembered.cache_clear()  # a port may come again
     monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 64)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Counting)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield Endpoint(url=f"http://127.0.0.1:{server.server_port}/v1", model="of-no-hub/model")
-    tokenize_route._client.cache_clear()
     for client in clients:
         client.close()
     server.shutdown()
