@@ -395,6 +395,55 @@ def test_two_loops_at_the_same_time(server: ScriptedEndpoint) -> None:
     assert sorted(found) == sorted(f"{name} {i}" for name in "ab" for i in range(10))
 
 
+def test_equal_requests_on_their_way_are_one_where_answers_are_kept(tmp_path: Path) -> None:
+    async def replies(url: str, ledger: Path | None, **sampling: Any) -> list[str]:
+        async with AsyncClient(url, ledger=ledger, retry=FAST) as client:
+            asked = (client.complete(ask("same", **sampling)) for _ in range(10))
+            return [reply.text for reply in await asyncio.gather(*asked)]
+
+    with ScriptedEndpoint(latency=fixed(0.05)) as server:
+        assert len(set(asyncio.run(replies(server.url, tmp_path)))) == 1
+        assert len(server.log) == 1
+        server.log.clear()
+        # Ten draws are ten answers; with a ledger they would be one, since they have one key.
+        asyncio.run(replies(server.url, None, temperature=0.7))
+        assert len(server.log) == 10
+
+
+def test_an_equal_request_outlives_the_one_that_gave_up(tmp_path: Path) -> None:
+    async def run(url: str) -> str:
+        async with AsyncClient(url, ledger=tmp_path, retry=FAST) as client:
+            first, second = (asyncio.create_task(client.complete(ask("same"))) for _ in "ab")
+            await asyncio.sleep(0.05)
+            first.cancel()
+            text = (await second).text
+            alone = asyncio.create_task(client.complete(ask("alone")))
+            await asyncio.sleep(0.05)
+            alone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await alone
+            return text
+
+    with ScriptedEndpoint(default="echo", latency=fixed(0.15)) as server:
+        assert asyncio.run(run(server.url)) == "same"
+        assert [entry.text for entry in server.log.entries] == ["same", "alone"]
+        until(lambda: server.log.entries[1].client_left, timeout_s=2)
+
+
+def test_a_client_finds_what_another_filed_meanwhile_and_syncs(
+    server: ScriptedEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_sdg.llm.answers.REFRESH_S", 0.0)
+    monkeypatch.setattr("nemo_sdg.llm.answers.SYNC_S", 0.0)
+    synced: list[int] = []
+    monkeypatch.setattr("nemo_sdg.llm.ledger.os.fdatasync", synced.append)
+    with Client(server.url, ledger=tmp_path) as one, Client(server.url, ledger=tmp_path) as two:
+        one.complete(ask("x"))
+        assert len(synced) == 1
+        assert two.complete(ask("x")).was_filed
+    assert len(server.log) == 1
+
+
 def test_a_client_is_safe_for_threads(server: ScriptedEndpoint, tmp_path: Path) -> None:
     found: dict[str, str] = {}
     with Client(server.url, ledger=tmp_path) as client:

@@ -12,6 +12,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +32,31 @@ from llm_engine_kit import (
     texts,
     until,
 )
+from test_llm_transport import http_server
 
 from nemo_sdg.errors import (
     CredentialError,
     EndpointDown,
     Interrupted,
+    TooManyFailures,
     Unauthorized,
     UnknownModel,
 )
 from nemo_sdg.llm.endpoint import Timeouts
-from nemo_sdg.llm.engine import EngineConfig
+from nemo_sdg.llm.engine_config import EngineConfig, RunShare, in_run
 from nemo_sdg.llm.ledger import Ledger, LedgerFull
 from nemo_sdg.llm.limits import Health
 from nemo_sdg.llm.request import Reply
 from nemo_sdg.llm.retry import RetryPolicy
 from nemo_sdg.llm.scripted import Fault, ScriptedEndpoint, fixed, lognormal
-from nemo_sdg.llm.worker import EngineHandle, EngineLost, close_engines, engines, get_engine
+from nemo_sdg.llm.worker import (
+    EngineHandle,
+    EngineLost,
+    close_engines,
+    engines,
+    get_engine,
+    run_ends,
+)
 
 SECRET = "sk-test-secret"
 ECHO: dict[str, Any] = {"default": "echo"}
@@ -619,6 +630,62 @@ def test_rows_that_always_fail_do_not_make_an_outage() -> None:
         ]
 
 
+def test_an_endpoint_that_answers_nothing_but_probes_makes_no_storm() -> None:
+    retry = RetryPolicy(max_tries=3, base_wait_s=0.01, max_wait_s=0.05)
+    asked = [ask(f"text {i}") for i in range(64)]
+    with (
+        ScriptedEndpoint(faults=[Fault(kind="error_500")]) as server,
+        engine(server.url, concurrency=32, retry=retry) as handle,
+    ):
+        found = answers(handle, asked)
+        sent = [e for e in server.log.entries if e.path.endswith("/completions")]
+    assert {outcome(a) for a in found} == {"<server_error>"}
+    # One try may be given back to a row, whose failure the endpoint's may have been.
+    assert 3 * len(asked) <= len(sent) <= 4 * len(asked)
+
+
+@contextmanager
+def moderating(*forbidden: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A gateway that answers 403 to some inputs, and everything else at last."""
+
+    def body(handler: Any) -> bytes:
+        if any(word.encode() in handler.sent for word in forbidden):
+            handler.status = 403
+            return b'{"error": {"message": "the input is not allowed"}}'
+        time.sleep(0.05)
+        return b'{"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}'
+
+    with http_server(200, body) as (url, seen):
+        yield url, seen
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_one_input_that_a_gateway_forbids_is_the_rows_affair(concurrency: int) -> None:
+    with moderating("bad") as (url, _), engine(url, concurrency=concurrency) as handle:
+        found = answers(handle, [ask(f"{'bad' if i % 5 == 0 else 'good'} {i}") for i in range(10)])
+    assert [outcome(a) for a in found] == (["<unauthorized>"] + ["fine"] * 4) * 2
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_a_403_for_everything_stops_the_run(count: int) -> None:
+    with (
+        moderating("text") as (url, seen),
+        engine(url, concurrency=1) as handle,
+        handle.session() as session,
+        pytest.raises(Unauthorized, match="not allowed"),
+    ):
+        session.submit([(i, ask(f"text {i}")) for i in range(count)])
+        collect(session, 1)
+    assert len(seen) <= 6
+
+
+def test_a_row_that_names_an_unknown_model_fails_alone() -> None:
+    with ScriptedEndpoint(**ECHO) as server, engine(server.url) as handle:
+        other = replace(ask("other"), model="nobody's")
+        found = answers(handle, [ask("a"), other, ask("b")])
+    assert [outcome(a) for a in found] == ["a", "<unknown_model>", "b"]
+
+
 @pytest.mark.row("M15")
 @pytest.mark.row("M14")
 def test_a_refused_key_stops_the_run_at_once() -> None:
@@ -626,10 +693,9 @@ def test_a_refused_key_stops_the_run_at_once() -> None:
         ScriptedEndpoint(api_key="the right one") as server,
         engine(server.url, concurrency=4) as handle,
     ):
-        with handle.session() as session:
+        with handle.session() as session, pytest.raises(Unauthorized):
             session.submit([(i, ask(f"text {i}")) for i in range(50)])
-            with pytest.raises(Unauthorized):
-                collect(session, 1)
+            collect(session, 1)
         until(lambda: handle.state.get("in_flight") == 0)
         assert len(server.log) <= 4
         with pytest.raises(Unauthorized):
@@ -701,6 +767,100 @@ def test_a_defect_of_the_engine_stops_it_instead_of_losing_a_row(
     ):
         answers(handle, [ask("x")])
     assert getattr(caught.value, "exit_code", None) == 1
+
+
+def test_failures_of_an_earlier_computation_do_not_count() -> None:
+    with ScriptedEndpoint(**ECHO) as server, engine(server.url) as handle:
+        with handle.session(), pytest.raises(TooManyFailures):
+            for _ in range(50):
+                handle.record_row("task", "prefix_missing")
+        with handle.session():  # the prompt has been mended
+            for number in range(100):
+                handle.record_row("task", "prefix_missing" if number % 10 == 0 else None)
+        with handle.session(), pytest.raises(TooManyFailures):
+            for _ in range(50):  # and the next partition adds to that
+                handle.record_row("task", "prefix_missing")
+        assert handle.guard.num_failures == 50 + 10 + 13
+
+
+def test_admission_counts_what_another_thread_was_let_in_for() -> None:
+    with ScriptedEndpoint(**ECHO) as server, engine(server.url, concurrency=4) as handle:
+        handle.admit(10)
+        entered = threading.Event()
+
+        def other() -> None:
+            handle.admit(1)
+            entered.set()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not entered.wait(0.3)
+        assert texts(answers(handle, [ask("a")])) == ["a"]
+        thread.join(5)
+        assert entered.is_set()
+
+
+def test_no_pause_between_syncs_is_still_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = itertools.count()
+    monkeypatch.setattr(Ledger, "sync", lambda self: next(count))
+    with ScriptedEndpoint(**ECHO) as server:
+        with engine(server.url, ledger=tmp_path, ledger_sync_s=0):
+            time.sleep(0.3)
+        assert 1 <= next(count) <= 10
+
+
+def test_reading_a_large_ledger_may_take_longer_than_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_sdg.llm.worker.START_TIMEOUT_S", 0.6)
+    real = Ledger.refresh
+
+    def slow(self: Ledger, **options: Any) -> bool:
+        for _ in range(6):
+            time.sleep(0.2)
+            self.bytes_read += step
+        return real(self, **options)
+
+    monkeypatch.setattr(Ledger, "refresh", slow)
+    with ScriptedEndpoint(**ECHO) as server:
+        step = 1
+        with engine(server.url, ledger=tmp_path) as handle:
+            assert handle.is_alive
+        step = 0  # nothing comes off the disk any more
+        with pytest.raises(EngineLost, match="did not start"), engine(server.url, ledger=tmp_path):
+            pass
+
+
+def test_engines_end_with_their_run_and_with_no_other(tmp_path: Path) -> None:
+    with ScriptedEndpoint(**ECHO) as server:
+        config = EngineConfig(
+            endpoint=endpoint_at(server.url), concurrency=4, ledger=str(tmp_path), retry=FAST
+        )
+        with in_run(RunShare(run="a")):
+            of_a = get_engine(config)
+        run_ends("another, of which this worker was never told")
+        assert of_a.is_alive
+        with in_run(RunShare(run="b")):
+            of_b = get_engine(config)
+        outside = get_engine(config)
+        run_ends("a")
+        assert [e.is_alive for e in (of_a, of_b, outside)] == [False, True, True]
+        with in_run(RunShare(run="a")), pytest.raises(Interrupted):  # a task that is late
+            get_engine(config)
+        assert get_engine(config) is outside
+        assert texts(answers(outside, [ask("x")])) == ["x"]
+
+
+def test_workers_deal_out_the_whole_limit_and_no_more() -> None:
+    config = EngineConfig(endpoint=endpoint_at("http://localhost:1/v1"), concurrency=99)
+    for limit, count in ((32, 3), (4, 4), (7, 5), (256, 1)):
+        names = tuple(f"tcp://10.0.0.{i}:1" for i in range(count))
+        share = RunShare(run="r", limit=limit, workers=names)
+        each = [share.of(config, name).concurrency for name in names]
+        assert sum(each) == limit and max(each) - min(each) <= 1
+    assert RunShare(run="r").of(config, "").concurrency == 99
 
 
 # --- the process ---------------------------------------

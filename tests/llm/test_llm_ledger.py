@@ -371,3 +371,79 @@ def test_lines_are_plain_json_with_a_versioned_header(tmp_path: Path) -> None:
 def test_ledger_full_says_what_to_do() -> None:
     assert issubclass(LedgerFull, NemoSdgError)
     assert LedgerFull.exit_code == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_NOFILE is POSIX")
+def test_more_files_than_may_be_open(tmp_path: Path) -> None:
+    code = """
+        import resource, sys
+        from nemo_sdg.llm.ledger import Ledger, entry
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        folder, count = sys.argv[1], 150
+        body = {"choices": [{"message": {"content": "x"}}]}
+        for number in range(count):
+            ledger = Ledger(folder, writer=True, load=False)
+            ledger.put(entry(f"{number:032x}", {}, body))
+            ledger.close()
+        ledger = Ledger(folder)
+        for _ in range(2):
+            assert all(ledger.get(f"{number:032x}") for number in range(count))
+        assert len(ledger._handles) <= 64
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], check=True)
+
+
+def test_a_file_that_is_gone_is_one_plain_error(tmp_path: Path) -> None:
+    writer = Ledger(tmp_path, writer=True)
+    writer.put(line_of(1))
+    writer.close()
+    reader = Ledger(tmp_path)
+    only_file(tmp_path).unlink()
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        reader.get(key_of(1))
+
+
+def test_a_folder_that_cannot_be_read_any_more_is_one_plain_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = Ledger(tmp_path, writer=True), Ledger(tmp_path)
+    writer.put(line_of(1))
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", broken)
+        with pytest.raises(RunFolderError, match="Permission denied"):
+            reader.refresh()
+    assert reader.refresh()
+    assert key_of(1) in reader
+    writer.close()
+
+
+def test_what_others_filed_is_read_in_bites(tmp_path: Path) -> None:
+    reader = Ledger(tmp_path)
+    writers = [Ledger(tmp_path, writer=True, load=False) for _ in range(3)]
+    for number in range(60):
+        writers[number % 3].put(line_of(number))
+    bite = 10 * len(line_of(1))
+    turns, seen = 1, [0]
+    while not reader.refresh(max_bytes=bite):
+        turns += 1
+        seen.append(len(reader))
+        assert seen[-1] - seen[-2] <= 11
+    assert 5 <= turns <= 8
+    assert len(reader) == 60
+    assert reader.refresh(max_bytes=bite)
+    for writer in writers:
+        writer.close()
+
+
+def test_the_name_of_a_new_file_is_forced_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd)))
+    Ledger(tmp_path, writer=True).close()
+    assert synced == [tmp_path.stat().st_ino]

@@ -72,7 +72,7 @@ def test_a_sign_of_life_clears_everything(sign: str) -> None:
 def test_an_endpoint_that_answers_probes_is_never_expired() -> None:
     health = Health()
     for second in range(0, 10_000, 10):
-        failing(health, 5, now=float(second))
+        failing(health, 320, now=float(second))
         assert health.is_suspect
         health.probed(alive=True)
         assert not health.expired(float(second))
@@ -87,6 +87,50 @@ def test_nothing_but_429_is_an_outage_in_the_end() -> None:
     assert health.expired(601.0)
     health.answered()
     assert not health.expired(601.0)
+
+
+def test_a_429_before_a_time_of_rest_is_no_outage() -> None:
+    health = Health(max_outage_s=600)
+    health.failed(RateLimited("wait"), 0.0)
+    assert health.expired(601.0)
+    health.begins_again(601.0)
+    assert not health.expired(601.0)
+    health.failed(RateLimited("wait"), 602.0)
+    assert not health.expired(1202.0)
+    assert health.expired(1203.0)
+
+
+def test_an_outage_is_counted_from_when_something_is_asked_again() -> None:
+    health = Health(max_outage_s=600)
+    failing(health, 5, now=0.0)
+    health.probed(alive=False)
+    health.begins_again(5000.0)
+    assert health.is_down
+    assert not health.expired(5600.0)
+    assert health.expired(5600.1)
+
+
+def test_a_probe_that_is_answered_is_a_trial_and_no_more() -> None:
+    health = Health()
+    assert health.room(256) == 256
+    failing(health, 5)
+    rooms, waits = [], []
+    for _ in range(9):
+        assert health.room(256) == 0
+        waits.append(health.next_probe_s())
+        health.probed(alive=True)
+        rooms.append(health.room(256))
+        failing(health, rooms[-1])
+        while not health.is_suspect:  # more than fit in at a time: they come one after the other
+            failing(health, 1)
+    assert rooms == [5, 10, 20, 40, 80, 160, 256, 256, 256]
+    assert waits == [0, 0.25, 0.5, 1, 2, 4, 4, 4, 4]
+    health.probed(alive=True)
+    assert health.room(3) == 3
+    health.answered()
+    assert health.room(256) == 256
+    failing(health, 5)
+    assert (health.is_suspect, health.next_probe_s()) == (True, 0)
 
 
 def test_a_broken_body_is_neither_a_sign_of_life_nor_of_death() -> None:
@@ -170,6 +214,19 @@ def test_tasks_are_counted_apart() -> None:
     with pytest.raises(TooManyFailures, match="50 of 50 rows of bad failed with 'length'"):
         for _ in range(50):
             guard.record("bad", "length")
+
+
+def test_another_computation_is_judged_by_its_own_rows() -> None:
+    guard = FailureGuard()
+    with pytest.raises(TooManyFailures):
+        for _ in range(50):
+            guard.record("task", "prefix_missing")
+    assert guard.is_broken
+    guard.forget()
+    for _ in range(49):
+        guard.record("task", "prefix_missing")
+    assert not guard.is_broken
+    assert (guard.num_rows, guard.num_failures) == (99, 99)
 
 
 @given(st.lists(st.none() | st.sampled_from(["a", "b"]), max_size=120))

@@ -21,7 +21,7 @@ from nemo_sdg.errors import (
     UnknownModel,
 )
 from nemo_sdg.llm.protocol import error_for
-from nemo_sdg.llm.retry import FATAL, TRANSIENT, RetryPolicy, Tries
+from nemo_sdg.llm.retry import FATAL, TRANSIENT, RetryPolicy, Tries, verdict
 
 FINAL = (BadRequest, ContextExceeded, Unauthorized, UnknownModel)
 Decide = Callable[[RequestError, int], float | None]
@@ -152,6 +152,20 @@ def test_every_transport_error_is_either_or() -> None:
     assert not set(TRANSIENT) & set(FINAL)
     assert set(FATAL) <= set(FINAL)
     assert MalformedReply in TRANSIENT
+
+
+def test_whose_an_error_is() -> None:
+    def whose(error: RequestError, *, is_own_model: bool = True, has_answered: bool = False) -> str:
+        return verdict(error, is_own_model=is_own_model, has_answered=has_answered)
+
+    assert whose(error_for(401, {}, b""), has_answered=True) == "run"
+    assert whose(error_for(429, {}, b'{"error":{"code":"insufficient_quota"}}')) == "run"
+    assert whose(error_for(404, {}, b""), has_answered=True) == "run"
+    assert whose(error_for(404, {}, b""), is_own_model=False) == "row"
+    assert whose(error_for(403, {}, b"")) == "open"
+    assert whose(error_for(403, {}, b""), has_answered=True) == "row"
+    for kind in set(TRANSIENT) | set(FINAL) - set(FATAL):
+        assert whose(kind("x", status=400)) == "row"
 
 
 # --- one request outside of an engine ---------------------------------------

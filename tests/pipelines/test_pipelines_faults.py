@@ -21,6 +21,7 @@ import pytest
 import run_rig as rig
 
 from nemo_sdg.errors import (
+    ConfigurationError,
     CredentialError,
     EndpointDown,
     EndpointError,
@@ -31,8 +32,9 @@ from nemo_sdg.errors import (
 from nemo_sdg.llm.faults import Fault, fixed
 from nemo_sdg.llm.retry import RetryPolicy
 from nemo_sdg.llm.scripted import ScriptedEndpoint
+from nemo_sdg.llm.worker import engines
 from nemo_sdg.pipelines import job
-from nemo_sdg.pipelines.run import RunResult, run
+from nemo_sdg.pipelines.run import RunResult, preview, run
 
 pytestmark = pytest.mark.cluster
 
@@ -373,3 +375,64 @@ def test_a_folder_that_is_no_run_folder_is_left_alone(
     with pytest.raises(RunFolderError, match="no run folder"):
         run(rig.recipe_for("http://127.0.0.1:9/v1", source), tmp_path / "out", client=client)
     assert (tmp_path / "out" / "data" / "mine.txt").read_text() == "do not touch"
+
+
+# --- engines, workers and what they share ---------------------------------------------------------
+
+
+def test_a_preview_leaves_no_engine_behind(
+    scripted: Callable[..., Any], source: Path, tmp_path: Path
+) -> None:
+    server = scripted(rules=[ANSWER])
+    recipe = rig.recipe_for(server.url, source)
+    before = engines()
+    for output in (None, tmp_path / "out"):
+        assert [row["error"] for row in preview(recipe, output=output, rows=2)] == [None, None]
+        assert engines() == before
+
+
+def test_more_workers_than_requests_at_a_time_are_told_before_the_first(
+    client: Any, scripted: Callable[..., Any], source: Path, tmp_path: Path
+) -> None:
+    server = scripted(rules=[ANSWER])
+    recipe = rig.recipe_for(server.url, source, concurrency=1)
+    with pytest.raises(ConfigurationError) as caught:
+        run(recipe, tmp_path / "out", client=client)
+    one_message(caught.value, 2, "2 workers cannot share 1 requests", "--concurrency")
+    assert not rig.asked(server.log)
+
+
+@pytest.mark.row("F1")
+def test_the_whole_limit_is_used_and_no_more(
+    client: Any, scripted: Callable[..., Any], source: Path, tmp_path: Path
+) -> None:
+    server = scripted(rules=[ANSWER], latency=fixed(0.1))
+    recipe = rig.recipe_for(server.url, source, concurrency=5, partition_size="4KB", limit=40)
+    run(recipe, tmp_path / "out", client=client)
+    assert server.log.max_in_flight == 5
+
+
+def test_workers_that_share_a_process_all_tell_their_progress(
+    scripted: Callable[..., Any], source: Path, tmp_path: Path
+) -> None:
+    from distributed import Client, LocalCluster
+
+    server = scripted(rules=[ANSWER], latency=fixed(0.2))
+    recipe = rig.recipe_for(server.url, source, partition_size="4KB", concurrency=8)
+    for folder in ("first", "second"):  # a second cluster too
+        observer = rig.At(-1, lambda: None)
+        with (
+            LocalCluster(
+                n_workers=2,
+                threads_per_worker=1,
+                processes=False,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=50,
+            ) as local,
+            Client(local) as client,
+        ):
+            run(recipe, tmp_path / folder, client=client, observer=observer)
+        moving = [s for s in observer.states if s.in_flight]
+        assert max(s.in_flight for s in moving) > 4  # more than the share of one
+        assert all(s.in_flight <= 8 for s in moving)
+        server.log.clear()
