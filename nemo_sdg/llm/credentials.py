@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, urlsplit
-from urllib.request import getproxies
 
 from nemo_sdg.errors import ConfigurationError, CredentialError
 
@@ -187,7 +186,7 @@ def secrets_of_headers(headers: Mapping[str, str]) -> Iterator[str]:
 
 def secrets_of_proxies(proxy: str | None) -> Iterator[str]:
     """Yield the passwords of this proxy and of those in the usual variables."""
-    given = list(getproxies().values())
+    given = [v for name, v in os.environ.items() if name.lower().endswith("_proxy")]
     if proxy is not None:
         with contextlib.suppress(CredentialError):  # nothing there to hide
             given.append(proxy_address(proxy))

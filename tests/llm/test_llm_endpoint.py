@@ -412,3 +412,11 @@ def test_what_follows_the_path_of_an_address_is_not_cut_off_silently() -> None:
     for tail in ("?api-version=2025", "#x"):
         with pytest.raises(ConfigurationError, match="/openai/v1"):
             Endpoint(url=f"https://x.openai.azure.com/openai/v1{tail}")
+
+
+def test_the_password_of_the_usual_proxy_variables_is_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://u:{SECRET}@proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "localhost,[::1")
+    assert Endpoint(url=LOCAL).scrub(f"no way to u:{SECRET}@proxy") == "no way to u:[key]@proxy"
