@@ -1,4 +1,4 @@
-"""Requests per second of processor time: aiohttp, httpx, httpx2 and the openai package.
+"""Requests per second of processor time: our transport, aiohttp, httpx, httpx2, openai.
 
     python benchmarks/http_libraries.py [--seconds 5] [--concurrency 16]
 
@@ -23,6 +23,7 @@ import orjson
 from raw_server import ANSWER, raw_server
 
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.http1 import Limits, Pool
 from nemo_sdg.llm.request import Request, Sampling, chat
 from nemo_sdg.llm.transport import AsyncTransport
 
@@ -44,6 +45,19 @@ async def with_aiohttp(url: str) -> AsyncIterator[Ask]:
                 return orjson.loads(await response.read())
 
         yield ask
+
+
+@asynccontextmanager
+async def with_http1(url: str) -> AsyncIterator[Ask]:
+    pool = Pool(url, headers=JSON)
+    limits = Limits(connect_s=10, first_byte_s=120, between_bytes_s=60, total_s=600)
+
+    async def ask() -> Any:
+        async with await pool.request("POST", "/v1/chat/completions", BODY, limits) as response:
+            return orjson.loads(await response.read())
+
+    yield ask
+    await pool.close()
 
 
 @asynccontextmanager
@@ -88,8 +102,9 @@ async def with_openai(url: str) -> AsyncIterator[Ask]:
 
 
 LIBRARIES = {
+    "httptools, nemo_sdg.llm.http1 alone": with_http1,
+    "httptools, AsyncTransport": with_our_transport,
     "aiohttp": with_aiohttp,
-    "aiohttp, as nemo_sdg uses it": with_our_transport,
     "httpx": with_httpx,
     "httpx2": with_httpx2,
     "openai": with_openai,

@@ -6,47 +6,42 @@ connections, no cookies, no redirects. So a connection is a bare `asyncio.Protoc
 is httptools, the C parser that uvicorn uses.
 
     pool = Pool("http://localhost:8000/v1", headers={...}, tls=context)
-    response = await pool.request("POST", "/v1/chat/completions", body, limits)
-    body = await response.read()          # or: async for part in response: ...
+    async with await pool.request("POST", "/v1/chat/completions", body, limits) as response:
+        body = await response.read()      # or: async for part in response: ...
 
-Time-outs and broken connections are raised as `TimeoutError` and `ConnectionError`.
+Time-outs and broken connections are raised as `TimeoutError` and `ConnectionError`, both of them
+`OSError`, as are all others that come out of here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import ssl
-import time
 import zlib
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import httptools
+from nemo_sdg.llm.connection import MOST_BODY_BYTES, Connection, Limits
+from nemo_sdg.llm.dial import Dialer
 
-_IDLE_S = 60.0
-_MOST_HEADER_BYTES = 1 << 17
+__all__ = ["Limits", "Pool", "Response", "checked_headers", "checked_proxy", "proxy_of_environment"]
+
+_IDLE_S = 4.0  # uvicorn, under vLLM and others, closes after 5: do not ask at that very moment
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """Seconds until a request is given up: to its first byte, between bytes, and in all."""
-
-    connect_s: float
-    first_byte_s: float
-    between_bytes_s: float
-    total_s: float
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_OURS = frozenset({"content-length", "transfer-encoding"})
 
 
 class Response:
     """An answer whose head has come. Read it to its end, or leave its `async with` early."""
 
-    def __init__(self, connection: _Connection, pool: Pool) -> None:
+    def __init__(self, connection: Connection, pool: Pool) -> None:
         self.status = connection.status
         self.headers = connection.headers
         self._connection = connection
@@ -66,33 +61,40 @@ class Response:
     async def read(self) -> bytes:
         """Return the rest of the body."""
         connection = self._connection
+        inflater = self._inflater()
         while not connection.is_complete:
             await connection.more()
         parts = connection.taken()
-        return self._decoded(parts[0] if len(parts) == 1 else b"".join(parts))
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if inflater:
+            data = inflater.feed(data)
+            inflater.end()
+        return data
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the body in the pieces in which it comes."""
         connection = self._connection
+        inflater = self._inflater()
         while True:
-            for part in connection.taken():
-                yield part
-            if connection.is_complete:
+            is_last = connection.is_complete
+            parts = connection.taken()
+            for part in parts:
+                yield inflater.feed(part) if inflater else part
+            if is_last and inflater:
+                inflater.end()
+            if is_last:
                 return
-            await connection.more()
+            if not parts:
+                await connection.more()
 
     def last_bytes_within(self, seconds: float) -> None:
         """Wait no longer than this for what is still to come."""
         self._connection.hurry(seconds)
 
-    def _decoded(self, data: bytes) -> bytes:
-        # Compression is never asked for; some gateways send it all the same.
-        if self.headers.get("content-encoding") not in ("gzip", "deflate"):
-            return data
-        try:
-            return zlib.decompress(data, wbits=47)
-        except zlib.error as error:
-            raise ConnectionError(f"the compressed body is damaged ({error})") from None
+    def _inflater(self) -> _Inflater | None:
+        # Compression is refused in every request; some gateways send it all the same.
+        coding = self.headers.get("content-encoding", "").strip().lower()
+        return None if coding in ("", "identity") else _Inflater(coding)
 
 
 class Pool:
@@ -100,9 +102,12 @@ class Pool:
 
     Args:
         url: address of the server; only its scheme, host and port count.
-        headers: sent with every request, checked for line breaks.
+        headers: sent with every request.
         tls: for https.
         proxy: address of an HTTP proxy; None: none.
+
+    Raises:
+        ValueError: the address, a header or the proxy cannot be what it is.
     """
 
     def __init__(
@@ -114,97 +119,123 @@ class Pool:
         proxy: str | None = None,
     ) -> None:
         parts = urlsplit(url)
-        self._host = parts.hostname or ""
-        self._port = parts.port or _DEFAULT_PORTS[parts.scheme]
-        self._tls = tls if parts.scheme == "https" else None
-        self._proxy = urlsplit(proxy) if proxy else None
-        if self._proxy is not None and (self._proxy.scheme != "http" or not self._proxy.hostname):
-            raise ValueError("a proxy has an address such as http://proxy:3128")
+        self._host = _ascii(parts.hostname or "")
+        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         host = f"[{self._host}]" if ":" in self._host else self._host
-        self._authority = f"{host}:{self._port}"
-        is_usual = self._port == _DEFAULT_PORTS[parts.scheme]
-        lines = {"Host": host if is_usual else self._authority, "Accept": "*/*", **headers}
+        self._authority = f"{host}:{port}"
+        is_usual = port == _DEFAULT_PORTS[parts.scheme]
+        # Without this header any compression would be welcome.
+        lines = {"Host": host if is_usual else self._authority, "Accept-Encoding": "identity"}
         self._target = ""
-        if self._proxy is not None and self._tls is None:
-            self._target = f"http://{self._authority}"
-            lines |= _proxy_authorization(self._proxy.username, self._proxy.password)
-        self._head = "".join(f"{k}: {v}\r\n" for k, v in lines.items()).encode("latin-1")
-        if self._head.count(b"\r\n") != len(lines) or self._head.count(b"\n") != len(lines):
-            raise ValueError("a header holds a line break")
-        self._idle: list[_Connection] = []
-        self._all: set[_Connection] = set()
+        self._to_proxy: dict[str, str] = {}
+        self._dialer = Dialer(self._host, port)
+        self._has_tunnel = proxy is not None and self._tls is not None
+        if proxy is not None:
+            through = urlsplit(checked_proxy(proxy))
+            self._dialer = Dialer(_ascii(through.hostname or ""), through.port or 80)
+            self._to_proxy = _proxy_authorization(through.username, through.password)
+            if not self._has_tunnel:
+                self._target = f"http://{self._authority}"
+                lines |= self._to_proxy
+        self._head = _head(checked_headers(headers, lines))
+        self._idle: list[Connection] = []
+        self._all: set[Connection] = set()
+        self._is_closed = False
 
     async def request(self, method: str, path: str, body: bytes | None, limits: Limits) -> Response:
-        """Send a request and return its answer once the head is there."""
-        connection = self._idle_connection() or await self._connect(limits.connect_s)
-        head = b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n" % (
+        """Send a request and return its answer once the head is there.
+
+        Args:
+            method: any but HEAD and CONNECT, whose answers have no body.
+            path: with its query, percent-encoded as it is to be sent.
+            body: None: empty.
+            limits: when to give up.
+        """
+        data = b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
             method.encode(),
             (self._target + path).encode("ascii"),
             self._head,
             len(body or b""),
+            body or b"",
         )
-        try:
-            await connection.ask(head + body if body else head, limits)
-        except BaseException:
-            connection.abort()
-            raise
-        return Response(connection, self)
+        connection = self._idle_connection()
+        if connection is not None:
+            try:
+                return await self._answer(connection, data, limits)
+            except ConnectionError:
+                if not connection.was_stale:
+                    raise
+        return await self._answer(await self._connect(limits.connect_s), data, limits)
 
-    def take_back(self, connection: _Connection) -> None:
+    def take_back(self, connection: Connection) -> None:
         """Keep a connection whose answer was read to its end; close any other."""
-        if connection.is_complete and connection.is_kept and not connection.is_closed:
+        if connection.may_rest and not self._is_closed:
             connection.rest()
             self._idle.append(connection)
         else:
             connection.abort()
 
     async def close(self) -> None:
-        """Close all connections, those in use too."""
+        """Close all connections, those in use too, for good."""
+        self._is_closed = True
         self._idle.clear()
         for connection in list(self._all):
             connection.abort()
-        await asyncio.sleep(0)  # transports say good-bye in the loop's next turn
+        for _ in range(10):  # transports say good-bye in one of the loop's next turns
+            await asyncio.sleep(0)
+            if not self._all:
+                break
 
-    def _idle_connection(self) -> _Connection | None:
+    async def _answer(self, connection: Connection, data: bytes, limits: Limits) -> Response:
+        try:
+            await connection.ask(data, limits)
+        except BaseException:
+            connection.abort()
+            raise
+        return Response(connection, self)
+
+    def _idle_connection(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if not connection.is_closed and connection.idle_s < _IDLE_S:
+            if connection.is_open and connection.idle_s < _IDLE_S:
                 return connection
             connection.abort()
         return None
 
-    async def _connect(self, seconds: float) -> _Connection:
+    async def _connect(self, seconds: float) -> Connection:
         loop = asyncio.get_running_loop()
+        tls = None if self._has_tunnel else self._tls
+        if self._is_closed:
+            raise ConnectionError("the client was closed")
         try:
             async with asyncio.timeout(seconds):
-                if self._proxy is None:
-                    _, connection = await loop.create_connection(
-                        lambda: _Connection(self._all), self._host, self._port, ssl=self._tls
-                    )
-                    return connection
-                port = self._proxy.port or _DEFAULT_PORTS.get(self._proxy.scheme, 80)
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._all), self._proxy.hostname or "", port
+                    lambda: Connection(self._all),
+                    sock=await self._dialer.open(),
+                    ssl=tls,
+                    server_hostname=self._host if tls else None,
                 )
-                if self._tls is not None:
+                if self._has_tunnel:
                     await self._tunnel(connection, seconds)
-                return connection
         except TimeoutError:
             raise TimeoutError(f"no connection within {seconds:g} s") from None
+        if self._is_closed:
+            connection.abort()
+            raise ConnectionError("the client was closed")
+        return connection
 
-    async def _tunnel(self, connection: _Connection, seconds: float) -> None:
+    async def _tunnel(self, connection: Connection, seconds: float) -> None:
         """Have the proxy connect us to the server, then speak TLS with the server itself."""
-        assert self._proxy is not None and self._tls is not None
-        lines = {"Host": self._authority}
-        lines |= _proxy_authorization(self._proxy.username, self._proxy.password)
-        head = "".join(f"{k}: {v}\r\n" for k, v in lines.items())
-        asked = f"CONNECT {self._authority} HTTP/1.1\r\n{head}\r\n".encode("latin-1")
+        assert self._tls is not None
+        head = _head({"Host": self._authority} | self._to_proxy)
+        asked = b"CONNECT %b HTTP/1.1\r\n%b\r\n" % (self._authority.encode(), head)
         limits = Limits(
             connect_s=seconds, first_byte_s=seconds, between_bytes_s=seconds, total_s=seconds
         )
         try:
             await connection.ask(asked, limits)
-            if connection.status != 200:
+            if not 200 <= connection.status < 300:
                 raise ConnectionError(f"the proxy answers {connection.status} to CONNECT")
             await connection.start_tls(self._tls, self._host)
         except BaseException:
@@ -212,207 +243,105 @@ class Pool:
             raise
 
 
-class _Connection(asyncio.Protocol):
-    """One connection; at most one request at a time."""
+class _Inflater:
+    """Undoes gzip and deflate, in whatever pieces they come."""
 
-    def __init__(self, register: set[_Connection]) -> None:
-        self._register = register
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._error: BaseException | None = None
-        self._rested_at = time.monotonic()
-        self._is_busy = False
-        self.is_closed = False
-        self._begin()
+    def __init__(self, coding: str) -> None:
+        if coding not in ("gzip", "x-gzip", "deflate"):
+            raise ConnectionError(f"the body is packed as {coding[:40]!r}, which nobody asked for")
+        self._wbits = 0 if coding == "deflate" else 31
+        self._inflate: zlib._Decompress | None = None
+        self._num_bytes = 0
 
-    def _begin(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._parts: list[bytes] = []
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.has_head = False
-        self.is_complete = False
-        self.is_kept = False
-        self._head_bytes = 0
-
-    # --- for the pool ----------------------------------------------------------------------------
-
-    @property
-    def idle_s(self) -> float:
-        """Seconds since the last answer."""
-        return time.monotonic() - self._rested_at
-
-    async def ask(self, data: bytes, limits: Limits) -> None:
-        """Send a request; return when the head of its answer is there."""
-        assert self._transport is not None
-        self._begin()
-        self._is_busy = True
-        self._limits = limits
-        now = self._loop.time()
-        self._ends_at = now + limits.total_s
-        self._due_at = now + limits.first_byte_s
-        self._set_clock()
-        self._transport.write(data)
-        while not self.has_head:
-            await self.more()
-
-    async def more(self) -> None:
-        """Wait until something has come; raise what broke the connection."""
-        if self._error is not None:
-            raise self._error
-        self._waiter = self._loop.create_future()
+    def feed(self, data: bytes) -> bytes:
+        found = []
+        if self._inflate is None and self._num_bytes:
+            data = data.lstrip(b"\0")  # gzip may be filled up with zeros
         try:
-            await self._waiter
-        finally:
-            self._waiter = None
+            while data:
+                if self._inflate is None:
+                    # Half of the world's "deflate" lacks the header that the standard asks for.
+                    wbits = self._wbits or (15 if data[0] & 15 == 8 else -15)
+                    self._inflate = zlib.decompressobj(wbits)
+                found.append(self._inflate.decompress(data, MOST_BODY_BYTES))
+                self._num_bytes += len(found[-1])
+                if self._num_bytes >= MOST_BODY_BYTES:
+                    raise ConnectionError(f"the answer is longer than {MOST_BODY_BYTES >> 20} MiB")
+                data = b""
+                if self._inflate.eof:  # another member may follow
+                    data = self._inflate.unused_data.lstrip(b"\0")
+                    self._inflate = None
+        except zlib.error as error:
+            raise ConnectionError(f"the compressed body is damaged ({error})") from None
+        return b"".join(found)
 
-    def taken(self) -> list[bytes]:
-        """Hand over the body that has come since."""
-        parts, self._parts = self._parts, []
-        return parts
+    def end(self) -> None:
+        if self._inflate is not None:
+            raise ConnectionError("the compressed body is damaged (it ends too early)")
 
-    def hurry(self, seconds: float) -> None:
-        """Bring the end forward."""
-        self._ends_at = min(self._ends_at, self._loop.time() + seconds)
-        if self._timer is not None:
-            self._set_clock()
 
-    def rest(self) -> None:
-        """The answer was read to its end."""
-        self._is_busy = False
-        self._rested_at = time.monotonic()
+def checked_headers(
+    headers: Mapping[str, str], defaults: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return headers, each name once: the last one counts, whatever its case.
 
-    def abort(self) -> None:
-        """Close at once."""
-        self._stop_clock()
-        if self._transport is not None and not self.is_closed:
-            self._transport.abort()
-
-    async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        """Go on with this connection under TLS."""
-        assert self._transport is not None
-        self._stop_clock()
-        upgraded = await self._loop.start_tls(self._transport, self, context, server_hostname=host)
-        if upgraded is None:
-            raise ConnectionError("the connection was lost while TLS began")
-        self._transport = upgraded
-
-    # --- called by the loop ----------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-        self._register.add(self)
-
-    def data_received(self, data: bytes) -> None:
-        if not self._is_busy:
-            self.abort()  # bytes that nobody asked for
-            return
-        self._due_at = self._loop.time() + self._limits.between_bytes_s
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # what follows a CONNECT is TLS, and begins with our own bytes
-        except httptools.HttpParserError as error:
-            self._fail(ConnectionError(f"the answer is no HTTP ({error})"))
-            self.abort()
-            return
-        if self._timer is not None and self._due_at < self._clock_at:
-            self._set_clock()
-        if not self.has_head and self._head_bytes > _MOST_HEADER_BYTES:
-            self._fail(ConnectionError("the head of the answer is too long"))
-            self.abort()
-            return
-        self._wake()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_closed = True
-        self._register.discard(self)
-        self._stop_clock()
-        length_is_known = {"content-length", "transfer-encoding"} & set(self.headers)
-        if self.has_head and not self.is_complete and exc is None and not length_is_known:
-            self.is_complete = True  # a body that ends where the connection does
-            self._wake()
-        elif not self.is_complete:
-            self._fail(
-                ConnectionError(
-                    f"the connection was lost ({exc})"
-                    if exc
-                    else "the server closed the connection before its answer was complete"
-                )
+    Raises:
+        ValueError: a header that would break the request; its value is not told.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for name, value in [*(defaults or {}).items(), *headers.items()]:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a header")
+        if not _VALUE.fullmatch(value):
+            raise ValueError(
+                f"the header {name} holds a line break, a control character or one beyond Latin-1"
             )
+        if name.lower() in _OURS:
+            raise ValueError(f"the header {name} is not to be given: it follows from the body")
+        found[name.lower()] = (name, value.strip())
+    return dict(found.values())
 
-    # --- called by the parser --------------------------------------------------------------------
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+def checked_proxy(proxy: str) -> str:
+    """Return the address of a proxy as it is.
 
-    def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-        if self.status < 200:  # 100 Continue and the like: the answer is still to come
-            self.headers.clear()
-        else:
-            self.has_head = True
-
-    def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
-
-    def on_message_complete(self) -> None:
-        if self.has_head:
-            self.is_complete = True
-            self.is_kept = self._parser.should_keep_alive()
-            self._stop_clock()
-
-    # --- inside ----------------------------------------------------------------------------------
-
-    def _set_clock(self) -> None:
-        """Look again when something may be due; bytes that come later only move that away."""
-        self._stop_clock()
-        self._clock_at = min(self._due_at, self._ends_at)
-        self._timer = self._loop.call_at(self._clock_at, self._look_at_clock)
-
-    def _look_at_clock(self) -> None:
-        now = self._loop.time()
-        if now < min(self._due_at, self._ends_at):
-            self._set_clock()
-            return
-        limits = self._limits
-        if now >= self._ends_at:
-            which = f"no complete answer within {limits.total_s:g} s"
-        elif self.has_head:
-            which = f"nothing came for {limits.between_bytes_s:g} s in the middle of the answer"
-        else:
-            which = f"no first byte within {limits.first_byte_s:g} s"
-        self._timer = None
-        self._fail(TimeoutError(which))
-
-    def _stop_clock(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _fail(self, error: BaseException) -> None:
-        self._error = error
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
+    Raises:
+        ValueError: it is none that we can use; its password is not told.
+    """
+    parts = urlsplit(proxy)
+    if parts.scheme != "http":
+        raise ValueError(
+            "only HTTP proxies are spoken to, at an address such as http://proxy:3128, "
+            f"not {parts.scheme!r} ones"
+        )
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("the address of the proxy names no host; http://proxy:3128 would")
+    return proxy
 
 
 def proxy_of_environment(url: str) -> str | None:
     """Return the proxy that the usual variables name for an address, None where there is none."""
     parts = urlsplit(url)
-    if parts.hostname is None or proxy_bypass(parts.hostname):
+    host = parts.hostname or ""
+    port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    if not host or proxy_bypass(f"{host}:{port}"):
         return None
     proxies = getproxies()
     found = proxies.get(parts.scheme) or proxies.get("all")
     if found and "://" not in found:
         return f"http://{found}"
     return found
+
+
+def _head(headers: Mapping[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+
+
+def _ascii(host: str) -> str:
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError(f"{host!r} is no name of a host") from None
 
 
 def _proxy_authorization(user: str | None, password: str | None) -> dict[str, str]:

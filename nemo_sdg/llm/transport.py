@@ -2,8 +2,8 @@
 
 The asynchronous side is `nemo_sdg.llm.http1`, by measurement (`benchmarks/http_libraries.py`);
 blocking and one-off calls go through httpx. Both raise the errors of `nemo_sdg.errors` and nothing
-else, and never retry by themselves. Redirects are not followed: a key must not travel to another
-host.
+else, and never retry by themselves, but for a request that met the closing of an idle connection
+and was not read. Redirects are not followed: a key must not travel to another host.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ import httpx
 
 from nemo_sdg.errors import ConfigurationError, ConnectionFailed, RequestError, RequestTimeout
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.http1 import Limits, Pool, Response, proxy_of_environment
+from nemo_sdg.llm.http1 import (
+    Limits,
+    Pool,
+    Response,
+    checked_headers,
+    checked_proxy,
+    proxy_of_environment,
+)
 from nemo_sdg.llm.protocol import (
     DETAIL_CHARACTERS,
     PATHS,
@@ -37,12 +44,12 @@ class AsyncTransport:
     """One connection pool to one endpoint. Belongs to the event loop it is first used in.
 
     Raises:
-        ConfigurationError: a header or the proxy cannot be what it is.
+        ConfigurationError: a header, the proxy or the file of certificates cannot be what it is.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        base = quote(urlsplit(endpoint.url).path, safe="/%:@!$&'()*+,;=~-._")
+        base = _quoted(urlsplit(endpoint.url).path)
         self._paths = {kind: base + path for kind, path in PATHS.items()} | {
             "models": f"{base}/models"
         }
@@ -53,20 +60,12 @@ class AsyncTransport:
             between_bytes_s=t.between_bytes_s,
             total_s=t.total_s,
         )
-        proxy = endpoint.proxy_address()
-        if proxy is None and not endpoint.is_loopback:
-            proxy = proxy_of_environment(endpoint.url)
+        headers, proxy = _headers_and_proxy(endpoint)
+        tls = _tls(endpoint.ca_file) if endpoint.url.startswith("https:") else None
         try:
-            self._pool = Pool(
-                endpoint.url,
-                headers=endpoint.request_headers(),
-                tls=_tls(endpoint.ca_file) if endpoint.url.startswith("https:") else None,
-                proxy=proxy,
-            )
+            self._pool = Pool(endpoint.url, headers=headers, tls=tls, proxy=proxy)
         except ValueError as error:
-            raise ConfigurationError(
-                endpoint.scrub(f"requests to {endpoint.host} cannot be made: {error}")
-            ) from None
+            raise _cannot(endpoint, error) from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -108,7 +107,7 @@ class AsyncTransport:
             RequestError: as `send`.
         """
         parts = urlsplit(url)
-        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        path = _quoted(parts.path or "/") + (f"?{_quoted(parts.query)}" if parts.query else "")
         try:
             async with await self._pool.request(method, path, body, self._limits) as response:
                 data = await response.read()
@@ -145,24 +144,29 @@ class AsyncTransport:
                 if reader.is_done:
                     # Only the end of the body is due; with it the connection is free again.
                     response.last_bytes_within(_END_S)
-        except TimeoutError:
+        except OSError:
             if not reader.is_done:
                 raise
         return reader.body()
 
 
 class BlockingTransport:
-    """The same over httpx, for one request at a time: `Client`, checks, preflight."""
+    """The same over httpx, for one request at a time: `Client`, checks, preflight.
+
+    Raises:
+        ConfigurationError: as `AsyncTransport`.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         t = endpoint.timeouts
+        headers, proxy = _headers_and_proxy(endpoint)
         self._http = httpx.Client(
-            headers=endpoint.request_headers(),
+            headers=[(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
             timeout=httpx.Timeout(t.first_byte_s, connect=t.connect_s),
             verify=_tls(endpoint.ca_file),
-            proxy=endpoint.proxy_address(),
-            trust_env=not endpoint.is_loopback and endpoint.proxy is None,
+            proxy=proxy,
+            trust_env=False,  # the same proxy for both transports
             follow_redirects=False,
         )
 
@@ -199,10 +203,37 @@ class BlockingTransport:
 def _tls(ca_file: str | None) -> ssl.SSLContext:
     # Reading the certificates takes tens of milliseconds: once a process is enough.
     if ca_file:
-        return ssl.create_default_context(cafile=ca_file)
+        try:
+            return ssl.create_default_context(cafile=ca_file)
+        except OSError as error:
+            reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else str(error)
+            raise ConfigurationError(f"the ca_file {ca_file} cannot be used: {reason}") from None
     context = httpx.create_ssl_context()  # SSL_CERT_FILE, else those that come with httpx
     context.load_default_certs()  # and those of the system, where a company adds its own
     return context
+
+
+def _headers_and_proxy(endpoint: Endpoint) -> tuple[dict[str, str], str | None]:
+    proxy, whose = endpoint.proxy_address(), ""
+    try:
+        if proxy is None and not endpoint.is_loopback:
+            proxy, whose = proxy_of_environment(endpoint.url), " (named by the environment)"
+        if proxy is not None:
+            checked_proxy(proxy)
+    except ValueError as error:
+        raise _cannot(endpoint, f"{error}{whose}") from None
+    try:
+        return checked_headers(endpoint.request_headers()), proxy
+    except ValueError as error:
+        raise _cannot(endpoint, error) from None
+
+
+def _cannot(endpoint: Endpoint, why: object) -> ConfigurationError:
+    return ConfigurationError(endpoint.scrub(f"requests to {endpoint.host} cannot be made: {why}"))
+
+
+def _quoted(path: str) -> str:
+    return quote(path, safe="/%:@!$&'()*+,;=~-._?")
 
 
 def _scrubbed(endpoint: Endpoint, error: RequestError) -> RequestError:
