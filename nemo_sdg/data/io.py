@@ -207,19 +207,17 @@ def require_text(schema: pa.Schema, column: str) -> None:
     ]
     if column in texts:
         return
-    remedy = (
-        f"Name one of the columns of strings with text_field (--text-field): {', '.join(texts)}."
-        if texts
-        else "The input has no column of strings: it needs one with the texts of the documents."
-    )
-    if column in schema.names:
-        kind = schema.field(column).type
-        raise DataError(f"The text column {column!r} holds {kind}, not strings. {remedy}")
-    there = ", ".join(schema.names)
-    raise DataError(
-        f"There is no text column {column!r}; there are: {there}."
-        f"{nearest(column, schema.names)} {remedy}"
-    )
+    if column not in schema.names:
+        there = ", ".join(schema.names)
+        told = f"There is no text column {column!r}; there are: {there}."
+        told += nearest(column, texts)
+        remedy = " Name the column of the texts with text_field (--text-field)."
+    else:
+        told = f"The text column {column!r} holds {schema.field(column).type}, not strings."
+        remedy = f" Name a column of strings with text_field (--text-field): {', '.join(texts)}."
+    if not texts:
+        remedy = " The input has no column of strings: it needs one with the documents' texts."
+    raise DataError(told + remedy)
 
 
 def _num_bytes(blocksize: int | str) -> int:

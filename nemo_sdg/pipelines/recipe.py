@@ -184,10 +184,10 @@ class Recipe(Part):
                     "model",
                 )
         elif "://" not in address:
+            host = address.strip("/").removesuffix("/v1") if {*address} & {*":./"} else "HOST:PORT"
             problems.add(
-                f"{address!r} is no address{did_you_mean(address, (OFFLINE,)) or ';'} a server is "
-                f"written http://{address.strip('/').removesuffix('/v1') or 'HOST:PORT'}/v1, and "
-                f"without one `{OFFLINE}` is the built-in endpoint",
+                f"{address!r} is no address{did_you_mean(address, (OFFLINE,)) or ':'} write "
+                f"http://{host}/v1, or `{OFFLINE}` for the built-in endpoint",
                 "endpoint",
             )
         else:

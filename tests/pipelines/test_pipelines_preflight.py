@@ -16,7 +16,7 @@ from nemo_sdg.errors import CredentialError, EndpointError
 from nemo_sdg.llm.endpoint import Endpoint, Timeouts
 from nemo_sdg.pipelines.preflight import check, preflight, worker_preflight
 from nemo_sdg.tasks.registry import get_task
-from nemo_sdg.tasks.task import Task
+from nemo_sdg.tasks.task import Budget, Task
 
 SECRET = "sk-test-secret"
 
@@ -97,6 +97,37 @@ def test_a_task_without_a_budget_needs_its_prompt_and_its_answer(
     needed = preflight(endpoint, [bare], bundled_tokenizer).needed_tokens
     empty = bare.request({"document": ""})
     assert needed == bundled_tokenizer.chat_tokens(list(empty.messages)) + 100
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit", "remedy"),
+    [
+        (Budget(max_input_tokens=99, max_output_tokens=99), None, "lower its budget (max_input"),
+        (
+            Budget(max_input_tokens=99, max_output_tokens=99),
+            200,
+            "lower max_input_tokens of its budget, lower max_output_tokens of its sampling (200)",
+        ),
+        (None, 100, "lower max_output_tokens of its sampling (100), shorten its prompt"),
+        (None, None, "shorten its prompt"),
+    ],
+)
+def test_a_task_that_needs_too_much_is_told_what_it_really_has(
+    scripted: Callable[..., Any],
+    bundled_tokenizer: Any,
+    budget: Budget | None,
+    limit: int | None,
+    remedy: str,
+) -> None:
+    base = get_task("distill")
+    assert isinstance(base, Task)
+    task = replace(base, budget=budget, sampling=base.sampling.replace(max_output_tokens=limit))
+    endpoint = Endpoint(url=scripted(models={"m": 16}).url, model="m")
+    with pytest.raises(EndpointError) as caught:
+        preflight(endpoint, [task], bundled_tokenizer)
+    told = str(caught.value)
+    assert "the task distill needs" in told and f"answer: {remedy}" in told
+    assert ("budget" in told) == (budget is not None)
 
 
 @pytest.mark.row("M15")

@@ -134,3 +134,23 @@ def test_a_rendered_prompt_reads_back(document: str) -> None:
     found = template.pattern().fullmatch(rendered)
     assert found is not None
     assert found.groupdict() == {"language": "French", "document": document}
+
+
+@pytest.mark.parametrize(
+    ("text", "unclosed"),
+    [
+        ("Sum up:\n{document", {"document": 2}),
+        ("{a} {b\n\n{c and {d}", {"b": 1, "c": 3}),
+        ('{name} {"a": {"b": 1}} {{x}} {} }{', {}),
+        ("function f() {return {a: 1}} {document}", {}),
+    ],
+)
+def test_a_brace_that_nothing_closes_is_found_with_its_line(
+    text: str, unclosed: dict[str, int]
+) -> None:
+    template = Template(text)
+    assert template.unclosed == unclosed
+    template.check_closed(["other"], where="here")
+    for name, line in unclosed.items():
+        with pytest.raises(PromptError, match=rf"here: .*`\{{{name}` in line {line} is not closed"):
+            template.check_closed([name], where="here")
