@@ -334,17 +334,19 @@ class DocumentDataset:
     ) -> dict[str, Any]:
         import fsspec
 
-        target = fsspec.core.url_to_fs(os.fspath(folder))
+        # Workers write, and a relative path means another folder where they were started.
+        folder = os.fspath(folder)
+        if "://" not in folder and "::" not in folder:
+            folder = os.path.abspath(os.path.expanduser(folder))
+        target = fsspec.core.url_to_fs(folder)
         for url in self._inputs:
             fs, path = fsspec.core.url_to_fs(url)
             if type(fs) is type(target[0]) and posixpath.dirname(path) == target[1]:
-                raise DataError(
-                    f"{os.fspath(folder)} is read by this dataset; write to another folder."
-                )
+                raise DataError(f"{folder} is read by this dataset; write to another folder.")
         existing: Existing = "replace" if overwrite else "refuse"
         schema = schema_of(self._df._meta)
         begin_folder(folder, existing)
-        write = partial(write_part, os.fspath(folder), file_format=file_format, schema=schema)
+        write = partial(write_part, folder, file_format=file_format, schema=schema)
         return finish_folder(folder, run_each(write, enumerate(self._df.to_delayed())), schema)
 
 

@@ -121,14 +121,15 @@ def begin_folder(folder: str | os.PathLike[str], existing: Existing = "refuse") 
             files stay), or `keep` them to go on with an interrupted write.
 
     Raises:
-        DataError: there are parts, or an unfinished write, and `existing` is `refuse`.
+        DataError: there are parts, of a finished write or not, and `existing` is `refuse`.
     """
     import fsspec
 
     fs, path = fsspec.core.url_to_fs(os.fspath(folder))
     old: list[str] = fs.ls(path, detail=False) if fs.isdir(path) else []
     parts = [p for p in old if _is_ours(posixpath.basename(p.rstrip("/")))]
-    if existing == "refuse" and parts:
+    # The mark alone is what is left of a write that failed before its first part.
+    if existing == "refuse" and [p for p in parts if posixpath.basename(p) != INCOMPLETE_NAME]:
         raise DataError(
             f"{os.fspath(folder)} holds parts already; choose another folder, or overwrite."
         )

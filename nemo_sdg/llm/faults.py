@@ -17,8 +17,9 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, get_args
 
+from nemo_sdg.errors import ConfigurationError
 from nemo_sdg.llm.dialect import ApiError, Call
 from nemo_sdg.llm.wire import Answer
 
@@ -75,6 +76,13 @@ class Fault:
     retry_after_s: float | None = None
     duration_s: float | None = None
     text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(FaultKind):
+            known = ", ".join(get_args(FaultKind))
+            raise ConfigurationError(f"there is no fault {self.kind!r}; there are {known}")
+        if not 0 <= self.share <= 1:
+            raise ConfigurationError(f"the share of a fault is between 0 and 1, not {self.share}")
 
     def hits(self, call: Call) -> bool:
         """Say whether a request is among those that this fault is for."""

@@ -10,6 +10,7 @@ second try or the next question of a flow goes out at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
@@ -31,7 +32,7 @@ from nemo_sdg.stages.base import (
     with_columns,
 )
 from nemo_sdg.stages.fit import COLUMN_DTYPES, fitted_sample
-from nemo_sdg.stages.waiting import cancellation, thread_given_back
+from nemo_sdg.stages.waiting import cancellation, thread_given_back, warn_of_outage
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
 _NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop")
@@ -109,6 +110,8 @@ class Generate(Stage):
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:
+        if self.ledger is not None:  # workers may have been started in another folder
+            object.__setattr__(self, "ledger", os.path.abspath(os.path.expanduser(self.ledger)))
         known = [f.name for f in fields(Sampling) if f.init and f.name not in _NOT_FROM_COLUMNS]
         for name in self.from_columns:
             if name not in (*known, "model"):
@@ -179,13 +182,19 @@ class Generate(Stage):
             )
             first.extend(crowd.start(number, self.task.flow(values, sampling), stamp))
         guard = _Guard(self.task, get_engine(self.config()))
-        asked = self._exchange(crowd, first, rows, guard)
+        asked = self._exchange(crowd, first, rows, guard, warns=record is None)
         if record is not None:
             self._note(frame, rows, asked, record)
         return rows
 
     def _exchange(
-        self, crowd: Crowd, first: list[tuple[int, Request]], rows: list[_Row], guard: _Guard
+        self,
+        crowd: Crowd,
+        first: list[tuple[int, Request]],
+        rows: list[_Row],
+        guard: _Guard,
+        *,
+        warns: bool,
     ) -> list[tuple[_Asked, Reply]]:
         """Carry requests and answers between flows and engine until all rows have ended."""
         engine = guard.engine
@@ -212,6 +221,8 @@ class Generate(Stage):
                         answered.append((asked, answer))
                     due.extend(crowd.deliver(token, answer))
                 self._collect(crowd, rows, guard)
+                if warns:  # a run tells by its own means
+                    warn_of_outage(engine)
                 if not still_wanted():
                     raise Interrupted("the task was cancelled")
 

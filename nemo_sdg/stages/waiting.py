@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from nemo_sdg.llm.worker import EngineHandle
+
 
 @contextmanager
 def thread_given_back() -> Iterator[None]:
@@ -46,3 +48,17 @@ def cancellation() -> Callable[[], bool]:
         return state is not None and state.state in ("executing", "long-running")
 
     return still_wanted
+
+
+def warn_of_outage(engine: EngineHandle) -> None:
+    """Warn the user, once an outage, that an endpoint does not answer and is waited for."""
+    is_down = bool(engine.state.get("is_down"))
+    if is_down and not engine.was_outage_told:
+        from distributed import warn  # reaches the client's screen, from whichever worker
+
+        config = engine.config
+        warn(
+            f"{config.endpoint.url} does not answer; waiting for it, at most "
+            f"{config.max_outage_s:g} s"
+        )
+    engine.was_outage_told = is_down

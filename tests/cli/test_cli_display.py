@@ -160,6 +160,7 @@ def test_a_preview_shows_source_beside_answer() -> None:
 
 
 def test_long_values_are_shortened() -> None:
-    assert shortened("x" * 500, 10) == "x" * 9 + "…"
+    assert shortened("a" * 300 + "z" * 300, 11) == "aaa … zzzzz"
+    assert len(shortened("x" * 5000, 240)) == 240
     assert shortened(["a", 1]) == "['a', 1]"
     assert shortened("\u202eabc\x07") == "\\u202eabc\\x07"
