@@ -7,7 +7,6 @@ use is the task's affair (`Task.flow`); SDK retries underneath are off.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Literal
 
 from nemo_sdg.errors import (
@@ -23,6 +22,8 @@ from nemo_sdg.errors import (
 
 TRANSIENT = (ConnectionFailed, RequestTimeout, RateLimited, ServerFailure, MalformedReply)
 """Errors after which the same request may well succeed."""
+
+FORBIDDEN = 403
 
 FATAL = (Unauthorized, UnknownModel)
 """Errors that may hit every row alike; `verdict` tells when the run cannot go on."""
@@ -41,7 +42,7 @@ def verdict(
         return "run" if is_own_model else "row"
     if not isinstance(error, Unauthorized):
         return "row"
-    if error.status != HTTPStatus.FORBIDDEN:
+    if error.status != FORBIDDEN:
         return "run"
     return "row" if has_answered else "open"
 

@@ -67,6 +67,7 @@ class EngineHandle:
     def __init__(self, config: EngineConfig, *, place: str = "process") -> None:
         self.config = config
         self.state: dict[str, Any] = {}
+        self.was_outage_told = False
         self.counts: dict[str, int] = {}
         dialect = config.endpoint.dialect
         self._body_options: dict[str, Any] = {
@@ -127,10 +128,8 @@ class EngineHandle:
     def session(self) -> Session:
         """Open a session; its requests go before those of sessions opened later."""
         with self._changed:
-            is_idle = not self._sessions
-            if is_idle and (
-                self.guard.is_broken or time.monotonic() - self._closed_at > FORGET_AFTER_S
-            ):
+            idle_s = 0.0 if self._sessions else time.monotonic() - self._closed_at
+            if idle_s > FORGET_AFTER_S or (self.guard.is_broken and not self._sessions):
                 self.guard.forget()
             self._sequence += 1
             session = Session(self, self._sequence)
@@ -324,6 +323,7 @@ def _start(connection: socket.socket, place: str) -> subprocess.Popen[bytes] | t
 
 _engines: dict[tuple[str, EngineConfig], EngineHandle] = {}
 _engines_lock = threading.Lock()
+_starting: dict[tuple[str, EngineConfig], threading.Lock] = {}
 _ended: deque[str] = deque(maxlen=1000)
 
 
@@ -338,15 +338,30 @@ def get_engine(config: EngineConfig) -> EngineHandle:
     config = shared(config, worker)
     place = worker, config
     with _engines_lock:
-        if config.run in _ended:
-            raise errors.Interrupted("the run has ended")
-        engine = _engines.get(place)
-        if engine is not None and not engine.is_alive:
+        starting = _starting.setdefault(place, threading.Lock())
+    # Not under the lock of all: to read a large ledger takes long, and a run must be able to end.
+    with starting:
+        with _engines_lock:
+            _refuse_ended(config)
+            engine = _engines.get(place)
+            if engine is not None and engine.is_alive:
+                return engine
+        if engine is not None:
             engine.close()
-            engine = None
-        if engine is None:
-            engine = _engines[place] = EngineHandle(config)
+        engine = EngineHandle(config)
+        try:
+            with _engines_lock:
+                _refuse_ended(config)
+                _engines[place] = engine
+        except errors.Interrupted:
+            engine.close()
+            raise
         return engine
+
+
+def _refuse_ended(config: EngineConfig) -> None:
+    if config.run in _ended:
+        raise errors.Interrupted("the run has ended")
 
 
 @atexit.register
@@ -363,6 +378,8 @@ def run_ends(run: str) -> None:
         _ended.append(run)
         for place in [place for place in _engines if place[1].run == run]:
             _engines.pop(place).close()
+        for place in [place for place in _starting if place[1].run == run]:
+            del _starting[place]
 
 
 def engines(worker: str | None = None) -> list[EngineHandle]:

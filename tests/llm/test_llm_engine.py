@@ -853,6 +853,39 @@ def test_engines_end_with_their_run_and_with_no_other(tmp_path: Path) -> None:
         assert texts(answers(outside, [ask("x")])) == ["x"]
 
 
+def test_a_run_can_end_while_its_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = tmp_path / "reading", tmp_path / "go_on"
+    real = EngineHandle.__init__
+
+    def slow(self: EngineHandle, config: EngineConfig, **options: Any) -> None:
+        reading.touch()
+        until(go_on.exists)
+        real(self, config, **options)
+
+    monkeypatch.setattr(EngineHandle, "__init__", slow)
+    with ScriptedEndpoint(**ECHO) as server:
+        config = EngineConfig(endpoint=endpoint_at(server.url), concurrency=4, retry=FAST)
+        raised: list[BaseException] = []
+
+        def task() -> None:
+            try:
+                with in_run(RunShare(run="ends early")):
+                    get_engine(config)
+            except Interrupted as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=task)
+        thread.start()
+        until(reading.exists)
+        run_ends("ends early")
+        assert engines() == []
+        go_on.touch()
+        thread.join(20)
+        assert len(raised) == 1 and engines() == []
+
+
 def test_workers_deal_out_the_whole_limit_and_no_more() -> None:
     config = EngineConfig(endpoint=endpoint_at("http://localhost:1/v1"), concurrency=99)
     for limit, count in ((32, 3), (4, 4), (7, 5), (256, 1)):
