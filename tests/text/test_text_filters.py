@@ -157,7 +157,7 @@ def test_ranges_of_numbers():
     assert at_most(2).keep(missing).tolist() == [True, False]
     assert ScoreRange().keep(missing.astype("Float64")).tolist() == [True, False]
     assert above(0).keep(pd.Series([1, None], dtype="Int64")).tolist() == [True, False]
-    with pytest.raises(DataError, match="not numbers"):
+    with pytest.raises(DataError, match="not numbers; name a column of numbers"):
         at_most(11).measure(pd.Series(["high"], name="bucket"))
 
 
