@@ -43,5 +43,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { echo "$(PYTHON) is no Python 3.11 to 3.13 with the venv module (on Debian: apt install python3-venv)"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; about a minute)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,fast]"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,fast]" || \
+		{ echo "pip could not install what nemo_sdg needs: is there a network? Behind a mirror: PIP_INDEX_URL=https://... make demo"; exit 2; }
 	@touch $@

@@ -159,8 +159,12 @@ def test_every_block_of_the_readme_runs(place: Path, server: ScriptedEndpoint) -
     columns = set(nemo_sdg.DocumentDataset.read_parquet("distilled").columns)
     assert {"id", "title", "text", "distill", "distill_error", "distill_call"} <= columns
     there = {f"{p.name}/" if p.is_dir() else p.name for p in (place / "out").iterdir()}
-    table = page("README.md").partition("## The run folder")[2].partition("\n## ")[0]
+    section = page("README.md").partition("## The run folder")[2].partition("\n## ")[0]
+    table, _, columns_table = section.partition("**Columns of")
     told = set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE))
+    names = set(re.findall(r"`([a-z_<>]+)`", columns_table.replace("<output>", "distill")))
+    made = set(nemo_sdg.DocumentDataset.read(str(place / "out" / "data")).columns)
+    assert made - {"id", "title"} <= names
     # What one run needs to find its way back is its own affair.
     assert told <= there and there - told <= {"state.json"}
 
