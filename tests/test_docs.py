@@ -164,7 +164,7 @@ def test_every_block_of_the_readme_runs(place: Path, server: ScriptedEndpoint) -
     told = set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE))
     names = set(re.findall(r"`([a-z_<>]+)`", columns_table.replace("<output>", "distill")))
     made = set(nemo_sdg.DocumentDataset.read(str(place / "out" / "data")).columns)
-    assert made - {"id", "title"} <= names
+    assert made - {"id", "title", "language", "bucketed_results"} <= names
     # What one run needs to find its way back is its own affair.
     assert told <= there and there - told <= {"state.json"}
 
