@@ -23,6 +23,7 @@ from nemo_sdg.llm.extractive import condense
 from nemo_sdg.llm.request import derive_seed
 from nemo_sdg.llm.server import ApiServer
 from nemo_sdg.llm.wire import Answer
+from nemo_sdg.text.tokens import load_tokenizer
 
 OFFLINE_MODEL = "offline-extractive"
 CONTEXT_LENGTH = 131_072
@@ -130,6 +131,11 @@ class OfflineServer(ApiServer):
         )
         self._rules = tuple(rules)
         self._latency_s = latency_s
+        self._tokenizer = load_tokenizer("bundled")
+
+    def count(self, text: str) -> int:
+        """Count as a run against this server does: with the tokenizer of the package."""
+        return int(self._tokenizer.count([text])[0])
 
     def about(self) -> str:
         """Say that this is no language model."""

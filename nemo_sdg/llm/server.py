@@ -22,7 +22,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
-from nemo_sdg.llm.dialect import DIALECTS, UNITS, ApiError, Call, DialectName
+from nemo_sdg.llm.dialect import DIALECTS, UNITS, ApiError, Call, DialectName, count_tokens
 from nemo_sdg.llm.request import Kind
 from nemo_sdg.llm.wire import Answer, Response, embeddings_body
 
@@ -88,6 +88,10 @@ class ApiServer:
         """Return the samples of a chat or a completion, `call.num_choices` of them."""
         raise NotImplementedError
 
+    def count(self, text: str) -> int:
+        """Return the tokens of a text, for the usage block."""
+        return count_tokens(text)
+
     def about(self) -> str:
         """Return the plain text of `GET /`."""
         return f"{type(self).__name__}: an OpenAI-compatible endpoint at {self.url}\n"
@@ -98,7 +102,8 @@ class ApiServer:
         if kind == "embedding":
             return json_response(embeddings_body(call, self.model_of(call), self.dimensions))
         answers = await self.answers(call)
-        response = Response(call=call, model=self.model_of(call), answers=answers)
+        model = self.model_of(call)
+        response = Response(call=call, model=model, answers=answers, count=self.count)
         if call.body.get("stream"):
             return await self.stream(request, response)
         return json_response(response.body())
