@@ -106,7 +106,7 @@ def test_a_prompt_of_ones_own_against_a_server_with_a_key(
     command = told.split()
     code, out, err = ended(start(*command, cwd=tmp_path, MY_KEY=secret))
     assert code == 0, err
-    assert "2 rows, 2 requests" in err and "It is about tea." in out
+    assert "about 2 rows, about 2 requests" in err and "It is about tea." in out
     assert counts_of(tmp_path / "out")["summary"]["kept"] == 2
     asked = [e for e in server.log.entries if e.path.endswith("/chat/completions")]
     assert len(asked) == 2
