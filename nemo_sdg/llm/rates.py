@@ -26,7 +26,7 @@ window no second and no minute has more than allowed, and it takes 1.5 % longer.
 _MINUTE_S = 60.0
 
 # Of a pace: starts between two decisions, at least so long, and by how much it rises.
-_WINDOW, _WINDOW_S = 50, 0.5
+_WINDOW, _LEAST_WINDOW, _WINDOW_S = 50, 6, 0.5
 _FIRST_STEP, _LAST_STEP = 0.01, 0.25
 _LEAST_PER_S = 0.2
 _LAST_PATIENCE = 4
@@ -183,8 +183,8 @@ class Pace:
             return
         self._spacing.take(now, 1.0)
         self._num += 1
-        few, many = _WINDOW_S * self.per_s, 4 * _WINDOW_S * self.per_s
-        if self._num < max(8, few, min(_WINDOW, many)):
+        window = max(_LEAST_WINDOW, _WINDOW_S * self.per_s, min(_WINDOW, 2.0 * self.per_s))
+        if self._num < window:
             return
         if self._refused:
             self._clean = min(self._clean, 0.99 * self.per_s)
@@ -197,9 +197,11 @@ class Pace:
             self._rest = max(0, self._rest - is_used)
             self._set(now, self.per_s)
             return
-        self._set(now, self.per_s * (1 + self._step))
-        self._step = min(_LAST_STEP, 2 * self._step)
-        if self._step == _LAST_STEP:
+        # A step that is small against the window would take for ever at a low rate.
+        step, last_step = max(self._step, 0.5 / window), max(_LAST_STEP, 3 / window)
+        self._set(now, self.per_s * (1 + step))
+        self._step = min(last_step, 2 * step)
+        if self._step == last_step:
             self._patience = 1
 
     def refused(self, now: float) -> None:

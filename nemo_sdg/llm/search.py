@@ -173,8 +173,8 @@ class Search:
     def _go_on(self) -> None:
         is_round_over = self.outcomes >= max(16, self.limit)
         if self.phase is Phase.REST:
-            has_shifted = self._compared.has_shifted(max(32, self.limit))
-            if has_shifted or self.outcomes >= max(48, 3 * self.limit) * self._patience:
+            has_shifted = self._compared.has_shifted(max(16, self.limit))
+            if has_shifted or self.outcomes >= self._rest_length():
                 self._leave_rest(has_shifted)
         elif self.phase is Phase.UP and self.goal < self._top():
             if is_round_over:
@@ -187,8 +187,14 @@ class Search:
         elif self._is_measured():
             self._decide()
 
+    def _rest_length(self) -> int:
+        # Some hundred answers for each refusal that a try costs, fewer where they would take long.
+        return max(24, min(48, 12 * self.limit), 3 * self.limit) * self._patience
+
     def _top(self) -> float:
-        return min(float(self._maximum), max(self.home + 1, self.home * STEP_UP))
+        # Of a few requests at a time only a large step can be told from chance.
+        factor = STEP_UP if self.home >= START else 2.0
+        return min(float(self._maximum), max(self.home + 1, self.home * factor))
 
     def _leave_rest(self, has_shifted: bool) -> None:
         """Try a higher level, or now and then a lower one."""
@@ -203,7 +209,7 @@ class Search:
             return
         self._cycle += 1
         can_rise = self.home < self._maximum
-        if self.home > 1 and self._cycle % (self._down_every + can_rise) == 0:
+        if self.home >= 2 and self._cycle % (self._down_every + can_rise) == 0:
             self._enter(Phase.DOWN, min(self.home - 1, self.home * self._down_step))
         elif can_rise:
             self._step = 1.0
@@ -215,7 +221,7 @@ class Search:
         num = self._compared.here.num
         if num < max(16, self.limit):
             return False
-        if self.outcomes > 10 * max(32, self.limit):
+        if self.outcomes > 10 * max(10, self.limit):
             return True
         gain, error = self._compared.gain, self._compared.error
         if self.phase is Phase.DOWN:
@@ -243,7 +249,7 @@ class Search:
             self._compared.settle(keep=0.5)
             self.home = self.goal
             self._down_every, self._down_step = 1, max(0.5, self._down_step**2)
-            if self.home > 1:
+            if self.home >= 2:
                 self._enter(Phase.DOWN, min(self.home - 1, self.home * self._down_step))
                 return
         else:

@@ -58,7 +58,7 @@ def test_no_limit_never_waits() -> None:
     seed=st.integers(0, 99),
     idle=st.lists(st.tuples(st.integers(0, 200), st.floats(0, 90)), max_size=4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_no_minute_has_more_than_allowed(
     per_minute: int, late_s: float, seed: int, idle: list[tuple[int, float]]
 ) -> None:
@@ -81,7 +81,7 @@ def test_no_minute_has_more_than_allowed(
     sizes=st.lists(st.integers(1, 2000), min_size=50, max_size=200),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_tokens_are_reserved_and_corrected(per_minute: int, sizes: list[int], seed: int) -> None:
     limit = RateLimit(tokens_per_minute=per_minute)
     rng = random.Random(seed)
