@@ -67,6 +67,18 @@ def _engines_end() -> Iterator[None]:
         worker.close_engines()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_tasks_end() -> Iterator[None]:
+    """Forget the tasks that a module's tests registered: later modules ask for all there are."""
+    from nemo_sdg.tasks import registry
+
+    tasks, of_files = registry.all_tasks(), dict(registry._from_file)
+    yield
+    for known, before in ((registry._tasks, tasks), (registry._from_file, of_files)):
+        for name in set(known) - set(before):
+            del known[name]
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
     """List what was skipped and why, below everything else."""

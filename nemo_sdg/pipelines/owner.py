@@ -8,6 +8,7 @@ heartbeat is old, or when its process is gone from this machine.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ from nemo_sdg.data.parts import write_file
 from nemo_sdg.errors import RunFolderError
 
 OWNER_FILE = "owner.json"
+LOCK_FILE = ".owner.lock"
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
 _TRIES = 5
@@ -55,13 +57,17 @@ class Lease:
         claim = self._path.with_name(f".{OWNER_FILE}.{self._who['token']}")
         write_file(claim, lambda stream: stream.write(self._content()))
         try:
-            for _ in range(_TRIES):
-                try:
-                    _place(claim, self._path)
-                except FileExistsError:
-                    self._remove_dead()
-                else:
-                    return
+            # One starter at a time looks and takes over. Where files cannot be locked the link
+            # still lets one through; only two that find a dead owner at once could then collide,
+            # and the first of them notices at its next heartbeat.
+            with _locked(self._path.with_name(LOCK_FILE)):
+                for _ in range(_TRIES):
+                    try:
+                        _place(claim, self._path)
+                    except FileExistsError:
+                        self._remove_dead()
+                    else:
+                        return
             raise RunFolderError(f"{self._path} cannot be taken: others try at the same time")
         finally:
             claim.unlink(missing_ok=True)
@@ -118,6 +124,18 @@ def owned(folder: Path) -> Iterator[Lease]:
         thread.join()
         with contextlib.suppress(OSError):
             lease.release()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an advisory lock on a file that stays; without one where the file system has none."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _place(claim: Path, path: Path) -> None:
