@@ -23,8 +23,8 @@
         |   +-- MalformedReply     `malformed_reply`   a body that is not what the protocol says
         |   +-- BadRequest         `bad_request`   other 4xx: never repeated
         |   +-- ContextExceeded    `context_exceeded`   the prompt does not fit the model
-        |   +-- Unauthorized       `unauthorized`   401, 403: ends the run
-        |   +-- UnknownModel       `unknown_model`   404 for the model: ends the run
+        |   +-- Unauthorized       `unauthorized`   401, 403 before any answer: ends the run
+        |   +-- UnknownModel       `unknown_model`   404: ends the run, or the row that chose it
         +-- AnswerError            an answer came and is of no use (the answer stays in the ledger)
             +-- EmptyAnswer        `empty`
             +-- RefusedAnswer      `refused`   a refusal field, or the content filter

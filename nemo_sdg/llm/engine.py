@@ -1,8 +1,8 @@
 """The engine: one event loop a worker, in a process of its own, that outlives every partition.
 
 Requests come in and answers go out as frames of bytes over a socket (`nemo_sdg.llm.frames`); no
-data frame and no callable crosses it. It runs in a child process because one busy pure-Python
-thread beside it slows an event loop by an order of magnitude: `benchmarks/engine_place.py`.
+data frame and no callable crosses it. It runs in a child process, so that no pure-Python
+thread of the worker holds the interpreter lock while the loop waits: `benchmarks/engine_place.py`.
 
 What happens to a request: it is looked up in the ledger, joined to an equal one on its way, or
 queued (oldest session first, in it the costliest first); it takes a slot; its answer is filed, and
