@@ -23,7 +23,6 @@ from nemo_sdg.data.parts import write_file
 from nemo_sdg.errors import RunFolderError
 
 OWNER_FILE = "owner.json"
-LOCK_FILE = ".owner.lock"
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
 _TRIES = 5
@@ -60,7 +59,7 @@ class Lease:
             # One starter at a time looks and takes over. Where files cannot be locked the link
             # still lets one through; only two that find a dead owner at once could then collide,
             # and the first of them notices at its next heartbeat.
-            with _locked(self._path.with_name(LOCK_FILE)):
+            with _locked(self._path.parent):
                 for _ in range(_TRIES):
                     try:
                         _place(claim, self._path)
@@ -127,9 +126,9 @@ def owned(folder: Path) -> Iterator[Lease]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock on a file that stays; without one where the file system has none."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold an advisory lock on the folder itself; without one where the file system has none."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
