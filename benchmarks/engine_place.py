@@ -64,7 +64,7 @@ def restless_thread(is_on: bool) -> Iterator[None]:
 
 def measure(url: str, place: str, load: str, seconds: float, concurrency: int) -> dict[str, object]:
     endpoint = Endpoint(url=url, model="raw")
-    config = EngineConfig(endpoint=endpoint, concurrency=concurrency)
+    config = EngineConfig(endpoint=endpoint.replace(concurrency=concurrency))
     numbers = itertools.count()
     sampling = Sampling(temperature=0.7, max_output_tokens=512)
     parse_s = 0.0 if load == "none" else PARSE_S

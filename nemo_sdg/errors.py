@@ -13,6 +13,7 @@
     +-- RunStopped                 nothing is lost; the same command goes on from here (exit 3)
     |   +-- EndpointDown           no endpoint was usable for longer than the outage limit
     |   +-- TooManyFailures        one reason hits more of the answers than `max_failures` allows
+    |   +-- BudgetSpent            a cap on requests, tokens or cost is used up
     |   +-- Interrupted            the user or the cluster asked the run to end
     +-- RowError                   one row failed; its `code` is the reason in the row
         +-- RequestError           no usable answer came (transport, status)
@@ -107,6 +108,10 @@ class EndpointDown(RunStopped):
 
 class TooManyFailures(RunStopped):
     """One reason makes more of the answers useless than the run allows."""
+
+
+class BudgetSpent(RunStopped):
+    """A cap of `--max-requests`, `--max-tokens` or `--max-cost` is used up."""
 
 
 class Interrupted(RunStopped):

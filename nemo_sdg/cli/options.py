@@ -19,6 +19,9 @@ FIELDS = (
     "model",
     "workers",
     "concurrency",
+    "max_concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
     "limit",
     "sample",
     "num_samples",
@@ -41,6 +44,9 @@ FIELDS = (
     "stream",
     "price_in",
     "price_out",
+    "max_requests",
+    "max_tokens",
+    "max_cost",
     "yes",
 )
 """Fields that have an option; the others are set in a recipe."""

@@ -64,7 +64,11 @@ class Endpoint:
         model: the model asked where a task or row names none.
         kind: a key of `DIALECTS`, or "auto": by host, else generic.
         api_key_env, api_key_file: where the key stands; an unset variable is an error.
-        concurrency: requests in flight over all workers; None: 256, 32 on the internet.
+        concurrency: requests in flight over all workers, fixed; None: found by goodput.
+        max_concurrency: the most that is tried where it is found; None: 256, 32 on the internet.
+        requests_per_minute, tokens_per_minute: what the endpoint allows over all workers; tokens
+            of input and output together, by its own count. None: any number.
+        weight: share of the requests where several endpoints serve the same model.
         headers: sent with every request; a value `$NAME` or `Bearer $NAME` is read from the
             environment. One whose name looks like a secret (token, key, cookie) must be.
         unsupported: further body fields never to be sent (such as `seed`).
@@ -81,6 +85,10 @@ class Endpoint:
     api_key_env: str | None = None
     api_key_file: str | None = None
     concurrency: int | None = None
+    max_concurrency: int | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    weight: float = 1.0
     headers: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     unsupported: frozenset[str] = frozenset()
     stream: bool = False
@@ -122,8 +130,14 @@ class Endpoint:
             credentials.check_header(name, value)
         if self.proxy is not None:
             credentials.check_proxy(self.proxy)
-        if self.concurrency is not None and self.concurrency < 1:
-            raise ConfigurationError(f"concurrency must be at least 1, not {self.concurrency}")
+        for name in ("concurrency", "max_concurrency"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {number}")
+        for name in ("requests_per_minute", "tokens_per_minute", "weight"):
+            number = getattr(self, name)
+            if number is not None and not number > 0:
+                raise ConfigurationError(f"{name} must be above 0, not {number}")
 
     def replace(self, **changes: Any) -> Endpoint:
         """Return a copy with these fields changed."""
@@ -163,8 +177,8 @@ class Endpoint:
 
     @property
     def limit(self) -> int:
-        """Requests in flight over all workers together."""
-        return self.concurrency or (256 if self.is_local else 32)
+        """The most requests in flight over all workers together."""
+        return self.concurrency or self.max_concurrency or (256 if self.is_local else 32)
 
     def cost(self, usage: Usage) -> float | None:
         """Return the price of a call, None where a price is not known (never 0)."""

@@ -5,30 +5,40 @@ data frame and no callable crosses it. It runs in a child process, so that no pu
 thread of the worker holds the interpreter lock while the loop waits: `benchmarks/engine_place.py`.
 
 What happens to a request: it is looked up in the ledger, joined to an equal one on its way, or
-queued (oldest session first, in it the costliest first); it takes a slot; its answer is filed, and
-only then handed over. A transport failure gives the slot back and waits outside. When the endpoint
-is down nothing is sent but probes, and no try counts.
+queued (oldest session first; in it what follows from answers first, then the costliest); it takes a
+slot of an endpoint; its answer is filed, and only then handed over. A transport failure gives the
+slot back and waits outside. An endpoint that is down is sent nothing but probes, and no try counts.
+
+How many slots there are, and how much may be spent, the engine is told by a lease that it renews
+(`nemo_sdg.llm.leases`); without a fresh one it starts nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import pickle
+import math
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from nemo_sdg.errors import EndpointDown, NemoSdgError, RateLimited, RequestError, RunStopped
+from nemo_sdg.errors import (
+    NemoSdgError,
+    RequestError,
+    RunStopped,
+)
+from nemo_sdg.llm.backlog import Backlog, Item
 from nemo_sdg.llm.engine_config import EngineConfig
-from nemo_sdg.llm.frames import read_frame, write_frame
+from nemo_sdg.llm.fleet import Fleet
+from nemo_sdg.llm.frames import read_frame
+from nemo_sdg.llm.later import Later
 from nemo_sdg.llm.ledger import Ledger, entries_of
-from nemo_sdg.llm.limits import Health
+from nemo_sdg.llm.outbox import Outbox
+from nemo_sdg.llm.replica import Flight, Replica
 from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.retry import verdict
-from nemo_sdg.llm.transport import AsyncTransport
+from nemo_sdg.llm.second_try import wait_after
 
 __all__ = ["Engine", "EngineConfig"]
 
@@ -36,25 +46,22 @@ REFRESH_S = 1.0
 REFRESH_BYTES = 4 << 20
 """Read of other writers' files in one turn of the event loop; some ten milliseconds."""
 REPORT_S = 0.25
+REPORT_SOON_S = 0.03
+"""Until the next report where the lease holds something up, or is handed back."""
 LEAST_SYNC_S = 0.05
+USAGE = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
 REFUSALS_TO_STOP = 5
 """403s before anything was answered that are taken for a wrong key."""
 
 
 @dataclass(slots=True)
-class _Item:
-    """One request on its way; equal requests wait in `waiters` of the first."""
+class _Sent:
+    """A request in flight."""
 
-    keys: tuple[str, ...]
-    kind: str
-    model: str
-    body: bytes
-    waiters: list[tuple[int, int]] = field(default_factory=list)
-    tries: int = 0
-    refusals: int = 0
-    sent: int = 0
-    was_spared: bool = False
-    order: tuple[int, int] = (0, 0)
+    item: Item
+    replica: Replica
+    flight: Flight
+    has_ended: bool = False
 
 
 class Engine:
@@ -62,26 +69,27 @@ class Engine:
 
     def __init__(self, config: EngineConfig, reader: asyncio.StreamReader, out: Any) -> None:
         self.config = config
-        self.reader, self.out = reader, out
-        self.transport = AsyncTransport(config.endpoint)
+        self.reader, self.outbox = reader, Outbox(out)
+        self.fleet = Fleet(config)
         self.ledger = Ledger(config.ledger, writer=True, load=False) if config.ledger else None
-        self.health = Health(max_outage_s=config.max_outage_s)
-        self.queue: list[tuple[tuple[int, int], int, _Item]] = []
-        self.open: dict[tuple[str, ...], _Item] = {}
-        self.in_flight = 0
+        self.backlog = Backlog()
+        self.open: dict[tuple[str, ...], Item] = {}
         self.counts: Counter[str] = Counter()
         self.lag_s = 0.0
         self.fatal: NemoSdgError | None = None
-        self._done: list[tuple[Any, ...]] = []
         self._has_answered = False
-        self._refused: list[tuple[_Item, RequestError]] = []
-        self._tasks: dict[asyncio.Task[None], _Item] = {}
-        self._waiting: dict[asyncio.TimerHandle, _Item] = {}
-        self._sequence = 0
+        self._refused: list[tuple[Item, RequestError]] = []
+        self._tasks: dict[asyncio.Task[None], _Sent] = {}
+        self._later = Later(self._again)
         self._newest = 0
-        self._flush_planned = False
         self._refreshed = 0.0
-        self._prober: asyncio.Task[None] | None = None
+        self._pump_timer: asyncio.TimerHandle | None = None
+        self._report_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were sent and have not ended."""
+        return len(self._tasks)
 
     async def load(self) -> None:
         """Read the ledger, beside the event loop; tell the worker as long as it goes on.
@@ -96,7 +104,7 @@ class Engine:
         while not (await asyncio.wait([reading], timeout=REPORT_S))[0]:
             if self.ledger.bytes_read != told:
                 told = self.ledger.bytes_read
-                self.out.write(write_frame(["loading", told]))
+                self.outbox.send("loading", told)
         try:
             await reading
         except NemoSdgError:
@@ -105,6 +113,7 @@ class Engine:
 
     async def run(self) -> None:
         """Serve frames until the other side closes; then stop all requests and file what is due."""
+        self._tell()
         timers = [asyncio.create_task(self._report()), asyncio.create_task(self._sync())]
         try:
             while (frame := await read_frame(self.reader)) is not None:
@@ -114,15 +123,20 @@ class Engine:
                     self._submit(*rest)
                 elif what == "close":
                     self._close_session(rest[0])
+                elif what == "lease":
+                    self._take_lease(*rest)
         finally:
-            self.queue.clear()
-            for timer in self._waiting:
-                timer.cancel()
-            leftover = [*timers, *self._tasks, *([self._prober] if self._prober else [])]
+            self.backlog.clear()
+            self._later.clear()
+            for timer in (self._pump_timer, self._report_timer):
+                if timer is not None:
+                    timer.cancel()
+            probers = [replica.prober for replica in self.fleet.replicas if replica.prober]
+            leftover = [*timers, *self._tasks, *probers]
             for task in leftover:
                 task.cancel()
             await asyncio.gather(*leftover, return_exceptions=True)
-            await self.transport.close()
+            await self.fleet.close()
             if self.ledger is not None:
                 self.ledger.close()
 
@@ -142,13 +156,13 @@ class Engine:
             self._stop(error)
         self._refreshed = time.monotonic()
 
-    def _submit(self, session: int, order: int, items: list[list[Any]]) -> None:
-        for token, keys, kind, model, body, cost in items:
-            self._take(_Item(tuple(keys), kind, model, body), session, token, (order, -cost))
+    def _submit(self, session: int, stage: int, items: list[list[Any]]) -> None:
+        for token, keys, kind, model, body, output_tokens in items:
+            item = Item(tuple(keys), kind, model, body, output_tokens, session, stage)
+            self._take(item, token)
         self._pump()
-        self._plan_flush()
 
-    def _take(self, item: _Item, session: int, token: int, order: tuple[int, int]) -> None:
+    def _take(self, item: Item, token: int) -> None:
         if self.fatal is not None:
             return
         if self.ledger is not None:
@@ -160,34 +174,26 @@ class Engine:
             if all(filed):
                 self._has_answered = True
                 self.counts["from_ledger"] += 1
-                self._done.append((session, token, True, filed, True))
+                self.outbox.answer([(item.session, token)], True, filed, True)
                 return
         known = self.open.get(item.keys)
         if known is not None:
-            known.waiters.append((session, token))
+            known.waiters.append((item.session, token))
             self.counts["coalesced"] += 1
             return
         if not self.open:
-            self.health.begins_again(time.monotonic())
-        item.waiters.append((session, token))
-        item.order = order
+            self.fleet.begins_again(time.monotonic())
+        item.waiters.append((item.session, token))
         self.open[item.keys] = item
-        self._push(item)
-
-    def _push(self, item: _Item) -> None:
-        self._sequence += 1
-        heapq.heappush(self.queue, (item.order, self._sequence, item))
+        self.backlog.push(item)
 
     def _close_session(self, session: int) -> None:
         for item in list(self.open.values()):
             item.waiters = [w for w in item.waiters if w[0] != session]
-        for task, item in self._tasks.items():
-            if not item.waiters:
+        for task, sent in self._tasks.items():
+            if not sent.item.waiters:
                 task.cancel()
-        for timer, item in list(self._waiting.items()):
-            if not item.waiters:
-                timer.cancel()
-                del self._waiting[timer]
+        self._later.drop_unwanted()
         for keys in [keys for keys, item in self.open.items() if not item.waiters]:
             del self.open[keys]
         self._pump()
@@ -196,52 +202,74 @@ class Engine:
 
     def _pump(self) -> None:
         self._judge_refused()
-        while (
-            self.queue
-            and self.in_flight < self.health.room(self.config.concurrency)
-            and self.fatal is None
-        ):
-            item = heapq.heappop(self.queue)[2]
-            if item.waiters:
-                self.in_flight += 1
-                task = asyncio.create_task(self._ask(item))
-                self._tasks[task] = item
-                task.add_done_callback(self._slot_is_free)
-        if self.health.is_suspect and self._prober is None and self.fatal is None:
-            self._prober = asyncio.create_task(self._probe())
+        if self._pump_timer is not None:
+            self._pump_timer.cancel()
+        now = time.monotonic()
+        wait_s = math.inf
+        while self.fatal is None and (item := self.backlog.first) is not None:
+            if not self.fleet.may_start(now):
+                self._tell_soon()
+                break
+            replica, wait_s = self.fleet.choose(item, now)
+            if replica is None:
+                break
+            self.backlog.pop()
+            self._send(item, replica, now)
+        self._pump_timer = None
+        if 0 < wait_s < math.inf:
+            self._pump_timer = asyncio.get_running_loop().call_later(wait_s, self._pump)
+        for replica in self.fleet.suspects if self.fatal is None else ():
+            replica.prober = asyncio.create_task(self._probe(replica))
 
-    async def _ask(self, item: _Item) -> None:
+    def _send(self, item: Item, replica: Replica, now: float) -> None:
         item.tries += 1
         item.sent += 1
         self.counts["sent"] += 1
+        self.fleet.spent["requests"] += 1
+        flight = replica.started(now, len(item.body), item.output_tokens)
+        sent = _Sent(item, replica, flight)
+        task = asyncio.create_task(self._ask(sent))
+        self._tasks[task] = sent
+        task.add_done_callback(self._slot_is_free)
+
+    async def _ask(self, sent: _Sent) -> None:
+        item, replica = sent.item, sent.replica
         started = time.perf_counter()
         try:
-            body = await self.transport.send(item.kind, item.body)
+            asked = replica.body(item.body, written_for=self.config.endpoint)
+            body = await replica.transport.send(item.kind, asked)
             lines = entries_of(
                 item.keys,
                 body,
                 model=item.model,
-                endpoint=self.config.endpoint.url,
+                endpoint=replica.endpoint.url,
                 attempts=item.sent,
                 latency_s=time.perf_counter() - started,
             )
         except RequestError as error:
-            self._failed(item, error)
+            sent.has_ended = True
+            self._failed(sent, error)
         else:
-            self.health.answered()
-            self._answered(item, body, lines)
+            sent.has_ended = True
+            self._answered(sent, body, lines)
 
     def _slot_is_free(self, task: asyncio.Task[None]) -> None:
         # Here and not in `_ask`: a task that is cancelled before it began never runs a line.
-        del self._tasks[task]
-        self.in_flight -= 1
+        sent = self._tasks.pop(task)
+        replica = sent.replica
+        if not sent.has_ended:
+            replica.abandoned(time.monotonic(), sent.flight)
         if not task.cancelled() and (error := task.exception()) is not None:
-            words = self.config.endpoint.scrub(f"{type(error).__name__}: {error}")
+            words = self.fleet.scrub(f"{type(error).__name__}: {error}")
             self._stop(NemoSdgError(f"the engine has a defect: {words}"))
+        if replica.in_flight >= replica.slots:
+            self._tell_soon()  # it held more than its lease, and others wait for what is free now
         self._pump()
-        self._plan_flush()
 
-    def _answered(self, item: _Item, body: dict[str, Any], lines: list[bytes]) -> None:
+    def _answered(self, sent: _Sent, body: dict[str, Any], lines: list[bytes]) -> None:
+        usage = Usage.from_body(body.get("usage"))
+        sent.replica.answered(time.monotonic(), sent.flight, len(sent.item.body), usage)
+        self.fleet.used(sent.replica, usage)
         if self.ledger is not None:
             try:
                 for line in lines:
@@ -250,55 +278,38 @@ class Engine:
                 self._stop(error)
                 return
         self._has_answered = True
-        usage = Usage.from_body(body.get("usage"))
-        self.counts["answers"] += 1
-        self.counts["input_tokens"] += usage.input_tokens
-        self.counts["output_tokens"] += usage.output_tokens
-        self.counts["reasoning_tokens"] += usage.reasoning_tokens
-        self.counts["cached_tokens"] += usage.cached_tokens
-        self._finish(item, True, lines, False)
+        counts = self.counts
+        counts["answers"] += 1
+        counts["from_fallback"] += sent.replica.is_fallback
+        for name in USAGE:
+            counts[name] += getattr(usage, name)
+        self._finish(sent.item, True, lines, False)
 
-    def _failed(self, item: _Item, error: RequestError) -> None:
+    def _failed(self, sent: _Sent, error: RequestError) -> None:
+        item, replica = sent.item, sent.replica
         self.counts["failed." + error.code] += 1
-        whose = verdict(
-            error,
-            is_own_model=item.model == self.config.endpoint.model,
-            has_answered=self._has_answered,
-        )
+        is_own = replica.is_fallback or item.model == self.config.endpoint.model
+        whose = verdict(error, is_own_model=is_own, has_answered=self._has_answered)
         if whose == "run":
-            self._stop(error)
-            return
-        self.health.failed(error, time.monotonic())
+            return self._stop(error)
+        now = time.monotonic()
+        replica.failed(now, sent.flight, error)
+        item.avoided = replica
         if whose == "open":
             self._refused.append((item, error))
             return
-        if isinstance(error, RateLimited):
-            item.tries -= 1
-            item.refusals += 1
-        elif self.health.is_down:
-            item.tries -= 1  # an outage is not the row's fault
-        draw = random.random()
-        wait_s = self.config.retry.wait_s(error, item.tries, draw, refusals=item.refusals)
-        if wait_s is None and self.health.is_suspect and not item.was_spared:
-            # The probe decides whether the row or the endpoint is to blame: once, or rows would
-            # be asked for ever by an endpoint that answers probes and nothing else.
-            item.was_spared = True
-            item.tries -= 1
-            wait_s = 0.0
+        may_fall_back = self.config.fallback is not None
+        health, policy, draw = replica.health, self.config.retry, random.random()
+        wait_s = wait_after(item, error, health, policy, draw=draw, has_fallback=may_fall_back)
         if wait_s is None:
             self._finish(item, False, error.code, error.detail, error.status)
         else:
             self.counts["retries." + error.code] += 1
-            loop = asyncio.get_running_loop()
-            timer: list[asyncio.TimerHandle] = []
-            timer.append(loop.call_later(wait_s, lambda: self._again(timer[0], item)))
-            self._waiting[timer[0]] = item
-        if self.health.expired(time.monotonic()):
-            self._stop(self._outage())
+            self._later.put(item, wait_s)
+        self._end_if_out(now)
 
-    def _again(self, timer: asyncio.TimerHandle, item: _Item) -> None:
-        del self._waiting[timer]
-        self._push(item)
+    def _again(self, item: Item) -> None:
+        self.backlog.push(item)
         self._pump()
 
     def _judge_refused(self) -> None:
@@ -313,65 +324,71 @@ class Engine:
         elif 0 < min(REFUSALS_TO_STOP, len(self.open)) <= len(self._refused):
             self._stop(self._refused[0][1])
 
-    def _finish(self, item: _Item, ok: bool, *payload: Any) -> None:
+    def _finish(self, item: Item, ok: bool, *payload: Any) -> None:
         self.open.pop(item.keys, None)
-        self._done.extend((*waiter, ok, *payload) for waiter in item.waiters)
+        self.outbox.answer(item.waiters, ok, *payload)
 
-    async def _probe(self) -> None:
-        """Ask the endpoint for a sign of life until it gives one or the outage is too long."""
-        while self.fatal is None:
-            await asyncio.sleep(self.health.next_probe_s())
-            alive = await self.transport.probe()
-            self.health.probed(alive=alive)
-            if alive:
-                break
-            if self.health.expired(time.monotonic()) and self.open:
-                self._stop(self._outage())
-        self._prober = None
+    async def _probe(self, replica: Replica) -> None:
+        await replica.find_again(self._goes_on)
         self._pump()
 
-    def _outage(self) -> EndpointDown:
-        last = f": {self.health.last_error.detail}" if self.health.last_error else ""
-        return EndpointDown(
-            f"{self.config.endpoint.url} gave no answer for {self.config.max_outage_s:g} s{last}. "
-            "All answers so far are filed: run the same command again when it is back."
-        )
+    def _goes_on(self) -> bool:
+        self._end_if_out(time.monotonic())
+        self._pump()  # what one endpoint cannot take may go to another
+        return self.fatal is None
+
+    def _end_if_out(self, now: float) -> None:
+        """Stop when no endpoint has been usable for too long."""
+        if self.open and self.fleet.is_out(now):
+            self._stop(self.fleet.outage())
+
+    # --- the lease -----------------------------------------------------------------------------
+
+    def _take_lease(self, sent_s: float, lease: dict[str, Any], is_tail: bool) -> None:
+        self.backlog.is_tail = is_tail
+        end = self.fleet.take_lease(sent_s, lease)
+        if end is not None and self.backlog.first is not None and not self._tasks:
+            self._stop(end)
+        self._pump()
+
+    def _tell_soon(self) -> None:
+        if self._report_timer is None:
+            loop = asyncio.get_running_loop()
+            self._report_timer = loop.call_later(REPORT_SOON_S, self._tell)
+
+    def _tell(self) -> None:
+        """Send how things stand, which renews the lease."""
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+            self._report_timer = None
+        state = {
+            "in_flight": self.in_flight,
+            "queued": len(self.backlog),
+            "waiting": len(self._later),
+            "limit": self.fleet.limit,
+            "is_down": self.fleet.is_down,
+            "lag_s": round(self.lag_s, 4),
+        }
+        wanted = self.in_flight + len(self.backlog) + len(self._later)
+        report = self.fleet.report(wanted=wanted)
+        self.outbox.send("state", state, dict(self.counts), report, time.monotonic())
 
     def _stop(self, error: NemoSdgError) -> None:
         """End the whole engine: the error is everybody's."""
         if self.fatal is None:
             self.fatal = error
-            self.queue.clear()
-            self.out.write(write_frame(["fatal", pickle.dumps(error)]))
+            self.backlog.clear()
+            self.outbox.end(error)
 
-    # --- answers out ---------------------------------------------------------------------------
-
-    def _plan_flush(self) -> None:
-        if self._done and not self._flush_planned:
-            self._flush_planned = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_planned = False
-        done, self._done = self._done, []
-        if done:
-            self.out.write(write_frame(["done", done]))
+    # --- by the clock --------------------------------------------------------------------------
 
     async def _report(self) -> None:
         while True:
             before = time.monotonic()
             await asyncio.sleep(REPORT_S)
             self.lag_s = max(self.lag_s, time.monotonic() - before - REPORT_S)
-            state = {
-                "in_flight": self.in_flight,
-                "queued": len(self.queue),
-                "waiting": len(self._waiting),
-                "is_down": self.health.is_down,
-                "lag_s": round(self.lag_s, 4),
-            }
-            self.out.write(write_frame(["state", state, dict(self.counts)]))
-            if self.health.expired(time.monotonic()) and self.open:
-                self._stop(self._outage())
+            self._tell()
+            self._end_if_out(time.monotonic())
 
     async def _sync(self) -> None:
         while self.ledger is not None:

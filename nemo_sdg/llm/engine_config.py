@@ -1,4 +1,4 @@
-"""What an engine is started with, and which run on which worker it belongs to."""
+"""What an engine is started with, and which run it belongs to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,31 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+from nemo_sdg.errors import ConfigurationError
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.leases import Terms
 from nemo_sdg.llm.limits import FailureRule
 from nemo_sdg.llm.retry import RetryPolicy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caps:
+    """What may be spent from the start of a run on; requests count when they are sent.
+
+    Attributes:
+        requests: second tries among them; answers from the ledger cost none.
+        tokens: of input and output, by the endpoint's count.
+        cost: money, by the endpoint's prices.
+    """
+
+    requests: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """Return the caps that are set, by name."""
+        named = {"requests": self.requests, "tokens": self.tokens, "cost": self.cost}
+        return {name: float(cap) for name, cap in named.items() if cap is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,61 +39,89 @@ class EngineConfig:
     """What an engine is started with. Holds no key; equal configurations share an engine.
 
     Attributes:
-        concurrency: requests in flight of this engine (its share of `endpoint.limit`).
+        endpoint: where requests go; its limits hold for all engines together.
+        replicas: further endpoints that serve the same model; requests are dealt out by weight.
+        fallback: asked, with its own model, when none of the others is there or a request has
+            failed at all of them. Its answers are filed under the key first asked.
         ledger: folder of the ledger; None: answers are not kept.
         ledger_sync_s: seconds between forced writes to the disk, 0.05 at least.
+        caps: what all engines of the run may spend together.
         run: id of the run the engine belongs to and ends with, "" outside of runs.
+
+    Raises:
+        ConfigurationError: a cost is capped and a price is not known; two endpoints are one.
     """
 
     endpoint: Endpoint
-    concurrency: int
+    replicas: tuple[Endpoint, ...] = ()
+    fallback: Endpoint | None = None
     ledger: str | None = None
     ledger_sync_s: float = 1.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_outage_s: float = 600.0
     failures: FailureRule = field(default_factory=FailureRule)
+    caps: Caps = Caps()
     run: str = ""
 
+    def __post_init__(self) -> None:
+        addresses = [each.url for each in (self.endpoint, *self.replicas)]
+        if len({*addresses}) < len(addresses):
+            raise ConfigurationError(f"an endpoint stands there twice: {', '.join(addresses)}")
+        if self.caps.cost is not None:
+            for each in self.endpoints:
+                if each.price_in is None or each.price_out is None:
+                    raise ConfigurationError(
+                        f"the cost is capped, and the prices of {each.host} are not known: name "
+                        "them with --price-in and --price-out, or cap --max-tokens"
+                    )
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunShare:
-    """The run that a task belongs to, and how its workers share the endpoint.
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """All endpoints, the fallback last."""
+        return (self.endpoint, *self.replicas, *([self.fallback] if self.fallback else []))
 
-    Attributes:
-        run: id of the run, never used again.
-        limit: requests in flight over all workers; None: as the stage says.
-        workers: addresses of the workers that share it, at most `limit`. One that joins later
-            takes a whole share too, so that the limit is exceeded by as much.
-    """
+    @property
+    def slots(self) -> int:
+        """The most requests in flight of all engines, without those of the fallback."""
+        return sum(each.limit for each in (self.endpoint, *self.replicas))
 
-    run: str
-    limit: int | None = None
-    workers: tuple[str, ...] = ()
+    @property
+    def terms(self) -> Terms:
+        """What all engines of this configuration share."""
+        longest_s = max(each.timeouts.total_s for each in self.endpoints)
+        return Terms(slots=self.limits, longest_s=longest_s, caps=self.caps.given())
 
-    def of(self, config: EngineConfig, worker: str) -> EngineConfig:
-        """Return the configuration for a worker; what does not divide goes to the first ones."""
-        concurrency = config.concurrency
-        if self.limit is not None and self.workers:
-            each, left = divmod(self.limit, len(self.workers))
-            is_first = worker in self.workers[:left]
-            concurrency = max(1, each + is_first)
-        return replace(config, run=self.run, concurrency=concurrency)
+    @property
+    def limits(self) -> dict[str, int]:
+        """The most requests in flight of each endpoint, by name; see `name_of`."""
+        return {name_of(n): each.limit for n, each in enumerate(self.endpoints)}
+
+    @property
+    def book(self) -> str:
+        """Name of the lease book that engines of this configuration share."""
+        where = [(each.url, each.model, each.limit) for each in self.endpoints]
+        return repr((self.run, where, self.caps.given()))
 
 
-_share: ContextVar[RunShare | None] = ContextVar("nemo_sdg_run", default=None)
+def name_of(number: int) -> str:
+    """Return what leases call the endpoint of this number; two may have one address."""
+    return str(number)
+
+
+_run: ContextVar[str] = ContextVar("nemo_sdg_run", default="")
 
 
 @contextlib.contextmanager
-def in_run(share: RunShare) -> Iterator[None]:
+def in_run(run: str) -> Iterator[None]:
     """Let engines that this thread gets belong to a run, and end with it: see `worker.run_ends`."""
-    token = _share.set(share)
+    token = _run.set(run)
     try:
         yield
     finally:
-        _share.reset(token)
+        _run.reset(token)
 
 
-def shared(config: EngineConfig, worker: str) -> EngineConfig:
-    """Return the configuration as the run of this thread has it on a worker."""
-    share = _share.get()
-    return config if share is None else share.of(config, worker)
+def of_this_run(config: EngineConfig) -> EngineConfig:
+    """Return the configuration for the run of this thread."""
+    run = _run.get()
+    return replace(config, run=run) if run else config

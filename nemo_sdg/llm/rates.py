@@ -79,9 +79,23 @@ class RateLimit:
         self._requests = _spacing(requests_per_minute)
         self._spread = _spacing(tokens_per_minute)
         self._tokens_per_minute = tokens_per_minute
+        self._share = 1.0
         # The tokens of the last minute: single requests can be a good part of it.
         self._last: deque[Reserved] = deque()
         self._last_tokens = 0.0
+
+    @property
+    def share(self) -> float:
+        """The part of both limits that is ours, above 0 and at most 1; set it when it changes."""
+        return self._share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        for spacing in filter(None, (self._requests, self._spread)):
+            spacing.per_s *= share / self._share
+        if self._tokens_per_minute is not None:
+            self._tokens_per_minute *= share / self._share
+        self._share = share
 
     def wait_s(self, now: float, tokens: float = 0.0) -> float:
         """Return the seconds until a request may be sent, 0 where it may be sent now."""

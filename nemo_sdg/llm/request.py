@@ -30,6 +30,9 @@ from nemo_sdg.errors import (
 
 KEY_VERSION = 1
 
+STREAMED: Mapping[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+"""Fields of a body whose answer is to be streamed."""
+
 Kind = Literal["chat", "completion", "embedding"]
 Message = Mapping[str, Any]
 
@@ -183,7 +186,7 @@ class Request:
                 "json_schema": {"name": "answer", "schema": dict(sampling.schema)},
             }
         if stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            body |= dict(STREAMED)
         body |= sampling.extra_body
         return _json(body, unsupported)
 

@@ -15,25 +15,28 @@ from __future__ import annotations
 import atexit
 import contextlib
 import pickle
-import queue
 import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from nemo_sdg import errors
 from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
-from nemo_sdg.llm.engine_config import EngineConfig, shared
+from nemo_sdg.llm.engine_config import EngineConfig, of_this_run
 from nemo_sdg.llm.engine_process import run_in_loop
 from nemo_sdg.llm.frames import receive_frame, write_frame
-from nemo_sdg.llm.ledger import read_reply
+from nemo_sdg.llm.lease_service import desk_of_this_place
+from nemo_sdg.llm.leases import Report
 from nemo_sdg.llm.limits import FailureGuard
-from nemo_sdg.llm.request import Reply, Request
+from nemo_sdg.llm.request import Request
+from nemo_sdg.llm.session import Answer, Session
+
+__all__ = ["Answer", "EngineHandle", "EngineLost", "Session", "engines", "get_engine", "run_ends"]
 
 ADMIT_FACTOR = 2.5
 """Requests on their way, as a multiple of the slots, up to which a further partition is let in.
@@ -41,20 +44,15 @@ ADMIT_FACTOR = 2.5
 Less than 2 starves the slots while a partition is being read; more only holds rows in memory."""
 
 ADMIT_BYTES = 256 << 20
+TAIL_AFTER_S = 1.0
+"""Without a partition that waits to be let in for so long, all that is to be asked is at hand."""
+
 START_TIMEOUT_S = 60.0
 """Without a sign of life; reading a large ledger may take longer, and tells that it goes on."""
 
 FORGET_AFTER_S = 10.0
 """Failures are counted anew once nothing has been open for this long: mending a prompt takes
 longer, the way from one partition to the next does not."""
-
-Answer = Reply | RequestError
-
-_by_code = {
-    kind.code: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, RequestError)
-}
 
 
 class EngineLost(RunStopped):
@@ -83,8 +81,13 @@ class EngineHandle:
         self._on_way = 0
         self._bytes_on_way = 0
         self._reserved: dict[int, int] = {}
+        self._num_waiting, self._let_in_at = 0, time.monotonic()
+        self._slots = config.slots
         self._changed = threading.Condition()
         self._send_lock = threading.Lock()
+        self._desk = desk_of_this_place(self._fail)
+        self._name = f"{self._desk.worker}-{uuid.uuid4().hex}"
+        self._book, self._terms = config.book, config.terms
         ours, theirs = socket.socketpair()
         self._connection = ours
         self._child = _start(theirs, place)
@@ -111,19 +114,23 @@ class EngineHandle:
             requests: how many this thread is about to submit; they count from here on.
             still_wanted: asked now and then while waiting; False ends the wait with `Interrupted`.
         """
-        window = ADMIT_FACTOR * self.config.concurrency
         me = threading.get_ident()
         with self._changed:
             self._reserved.pop(me, None)  # of a task that was cancelled before it submitted
-            while self._error is None and (
-                self._on_way + sum(self._reserved.values()) >= window
-                or self._bytes_on_way >= ADMIT_BYTES
-            ):
-                self._changed.wait(0.2)
-                if not still_wanted():
-                    raise errors.Interrupted("the task was cancelled")
+            self._num_waiting += 1
+            try:
+                while self._error is None and self._is_full():
+                    self._changed.wait(0.2)
+                    if not still_wanted():
+                        raise errors.Interrupted("the task was cancelled")
+            finally:
+                self._num_waiting -= 1
             self._reserved[me] = requests
         self._check()
+
+    def _is_full(self) -> bool:
+        on_way = self._on_way + sum(self._reserved.values())
+        return on_way >= ADMIT_FACTOR * max(1, self._slots) or self._bytes_on_way >= ADMIT_BYTES
 
     def session(self) -> Session:
         """Open a session; its requests go before those of sessions opened later."""
@@ -132,6 +139,7 @@ class EngineHandle:
             if idle_s > FORGET_AFTER_S or (self.guard.is_broken and not self._sessions):
                 self.guard.forget()
             self._sequence += 1
+            self._let_in_at = time.monotonic()
             session = Session(self, self._sequence)
             self._sessions[session.number] = session
         self._check()
@@ -149,6 +157,7 @@ class EngineHandle:
     def close(self) -> None:
         """Stop the engine: requests on their way are cancelled, what was answered is filed."""
         self._fail(errors.Interrupted("the engine was closed"))
+        self._desk.leave(self._book, self._name)
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
@@ -163,7 +172,7 @@ class EngineHandle:
 
     # --- for Session -----------------------------------------------------------------------------
 
-    def _submit(self, session: Session, items: Iterable[tuple[int, Request]]) -> None:
+    def _submit(self, session: Session, items: Iterable[tuple[int, Request]], stage: int) -> None:
         packed, size = [], 0
         unsendable: list[list[Any]] = []
         for token, request in items:
@@ -172,10 +181,10 @@ class EngineHandle:
             except RequestError as error:  # one bad row does not harm its neighbours
                 unsendable.append([token, False, error.code, error.detail, None])
                 continue
-            cost = len(body) + 4 * (request.sampling.max_output_tokens or 0)
             size += len(body)
             session._sizes[token] = len(body)
-            packed.append([token, request.keys(), request.kind, request.model, body, cost])
+            longest = request.sampling.max_output_tokens
+            packed.append([token, request.keys(), request.kind, request.model, body, longest])
         with self._changed:
             self._reserved.pop(threading.get_ident(), None)
         if unsendable:
@@ -185,7 +194,7 @@ class EngineHandle:
         with self._changed:
             self._on_way += len(packed)
             self._bytes_on_way += size
-        self._send(["submit", session.number, session.number, packed])
+        self._send(["submit", session.number, stage, packed])
         self._check()
 
     def _forget(self, session: Session) -> None:
@@ -216,11 +225,26 @@ class EngineHandle:
             match frame:
                 case ["done", done]:
                     self._hand_out(done)
-                case ["state", state, counts]:
+                case ["state", state, counts, report, sent_s]:
                     self.state, self.counts = state, counts
+                    self._renew(report, sent_s)
                 case ["fatal", error]:
                     self._fail(pickle.loads(error))
         self._fail(EngineLost("the engine's process ended; run the same command again"))
+
+    def _is_tail(self) -> bool:
+        """Say whether no partition waits to be let in, and none came for a while."""
+        return not self._num_waiting and time.monotonic() - self._let_in_at > TAIL_AFTER_S
+
+    def _renew(self, report: dict[str, Any], sent_s: float) -> None:
+        def granted(lease: dict[str, Any]) -> None:
+            with self._changed:
+                self._slots = sum(lease["slots"].values())
+                self._changed.notify_all()
+            self._send(["lease", sent_s, lease, self._is_tail()])
+
+        told = Report(holder=self._name, worker=self._desk.worker, **report)
+        self._desk.renew(self._book, told, self._terms, granted)
 
     def _hand_out(self, done: list[list[Any]]) -> None:
         by_session: dict[int, list[list[Any]]] = {}
@@ -244,65 +268,6 @@ class EngineHandle:
             for session in self._sessions.values():
                 session._inbox.put(None)
             self._changed.notify_all()
-
-
-class Session:
-    """The requests of one partition. Used by one thread; close it (or use `with`)."""
-
-    def __init__(self, engine: EngineHandle, number: int) -> None:
-        self.number = number
-        self._engine = engine
-        self._inbox: queue.SimpleQueue[list[list[Any]] | None] = queue.SimpleQueue()
-        self._sizes: dict[int, int] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def submit(self, items: Iterable[tuple[int, Request]]) -> None:
-        """Hand over requests, each with a token of your choice that is not on its way."""
-        self._engine._submit(self, items)
-
-    def wait(self, timeout_s: float | None = None) -> list[tuple[int, Answer]]:
-        """Return the answers that have come, at least one, or none after the time-out.
-
-        Raises:
-            NemoSdgError: the whole run cannot go on: outage, refused key, unknown model, full disk.
-        """
-        if self._inbox.empty():
-            self._engine._check()
-        try:
-            raw = self._inbox.get(timeout=timeout_s)
-        except queue.Empty:
-            return []
-        answers: list[tuple[int, Answer]] = []
-        while raw is not None:
-            answers.extend(_read_answer(*answer) for answer in raw)
-            try:
-                raw = self._inbox.get_nowait()
-            except queue.Empty:
-                return answers
-        self._engine._check()
-        return answers
-
-    def close(self) -> None:
-        """Give up what has not been answered; its requests are cancelled."""
-        self._engine._forget(self)
-
-
-def _read_answer(token: int, ok: bool, *payload: Any) -> tuple[int, Answer]:
-    if ok:
-        entries, was_filed = payload
-        return token, read_reply(entries, was_filed=was_filed)
-    code, detail, status = payload
-    return token, _by_code.get(code, RequestError)(detail, status=status)
 
 
 def _start(connection: socket.socket, place: str) -> subprocess.Popen[bytes] | threading.Thread:
@@ -335,7 +300,7 @@ def get_engine(config: EngineConfig) -> EngineHandle:
         Interrupted: the run has ended; see `run_ends`.
     """
     worker = _worker_name()
-    config = shared(config, worker)
+    config = of_this_run(config)
     place = worker, config
     with _engines_lock:
         starting = _starting.setdefault(place, threading.Lock())

@@ -108,8 +108,9 @@ def prepare(
         ConfigurationError: whatever the user can mend.
     """
     is_offline = recipe.endpoint == OFFLINE
-    if not is_offline:
-        preflight(endpoint, [], None)
+    servers = [] if is_offline else [endpoint, *_beside(recipe, endpoint)]
+    for server in servers:
+        preflight(server, [], None)
     tokenizer = choose_tokenizer(recipe, endpoint, is_offline=is_offline)
     counted = state.get("tokenizer")
     if counted and counted["fingerprint"] != tokenizer.fingerprint:
@@ -128,9 +129,14 @@ def prepare(
         fingerprint=fingerprint,
         block_bytes=state.get("block_bytes"),
     )
-    if not is_offline:
-        preflight(endpoint, [chain.task for chain in job.chains], tokenizer)
+    for server in servers:
+        preflight(server, [chain.task for chain in job.chains], tokenizer)
     return job
+
+
+def _beside(recipe: Recipe, endpoint: Endpoint) -> list[Endpoint]:
+    replicas, fallback = recipe.beside(endpoint)
+    return [*replicas, *([fallback] if fallback else [])]
 
 
 def announce(job: Job, endpoint: Endpoint, planned: Estimate, observer: Observer) -> None:

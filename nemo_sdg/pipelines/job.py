@@ -15,6 +15,7 @@ from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.data.ids import check_lines, check_unique_ids, input_fingerprint
 from nemo_sdg.errors import DataError
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.engine_config import Caps
 from nemo_sdg.llm.request import derive_seed
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.columns import check_columns
@@ -118,6 +119,8 @@ def plan_job(
     """
     tasks = recipe.resolved_tasks()
     chains = [_chain(recipe, task, endpoint, tokenizer, ledger) for task in tasks]
+    for chain in chains:
+        chain.generate.config()  # raises where endpoints and caps cannot go together
     planned = [chain for chain in chains if _plan(chain.task) is not None]
     reading = [chain for chain in chains if _plan(chain.task) is None]
     parts: list[Part] = []
@@ -219,6 +222,8 @@ def _chain(
     rule = at_most(HIGH_QUALITY_ABOVE, name="quality_low") if is_low else None
     if rule is None:
         rule = above(HIGH_QUALITY_ABOVE, name="quality_high")
+    replicas, fallback = recipe.beside(endpoint)
+    caps = Caps(requests=recipe.max_requests, tokens=recipe.max_tokens, cost=recipe.max_cost)
     has_rows = isinstance(task, Task) and task.rows is not None
     routed = recipe.quality_field is not None and _plan(task) is None
     return Chain(
@@ -237,7 +242,9 @@ def _chain(
             "ledger": ledger,
             "ledger_sync_s": recipe.ledger_sync_s,
             "from_columns": dict(recipe.from_columns),
-            "workers": recipe.workers,
+            "replicas": replicas,
+            "fallback": fallback,
+            "caps": caps,
             "max_failures": recipe.max_failures,
             "max_outage_s": recipe.max_outage_s,
         },

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.data.frames import to_rows
-from nemo_sdg.llm.engine_config import RunShare, in_run
+from nemo_sdg.llm.engine_config import in_run
 from nemo_sdg.llm.worker import run_ends
 from nemo_sdg.pipelines.begin import bind, check_identity, open_endpoint, prepare
 from nemo_sdg.pipelines.chain import Chain
@@ -49,9 +49,9 @@ def preview(
         job = prepare(few, endpoint, None, "", state, ledger=ledger)
         if output is not None:
             bind(folder, recipe, inputs, job.tokenizer)
-        share = RunShare(run=uuid.uuid4().hex)
-        stack.callback(run_ends, share.run)
-        stack.enter_context(in_run(share))
+        run = uuid.uuid4().hex
+        stack.callback(run_ends, run)
+        stack.enter_context(in_run(run))
         shown: list[dict[str, Any]] = []
         for chain in job.chains:
             frames = [part.frame.compute() for part in job.parts if part.chain is chain]

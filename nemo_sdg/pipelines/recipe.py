@@ -21,6 +21,14 @@ from pydantic import model_validator as validated
 from nemo_sdg.errors import RecipeError
 from nemo_sdg.llm.endpoint import DIALECTS, Endpoint, Timeouts
 from nemo_sdg.pipelines.problems import Problems, WrongRecipe, did_you_mean, problems_of
+from nemo_sdg.pipelines.recipe_checks import (
+    OFFLINE,
+    of_caps,
+    of_endpoint,
+    of_tasks,
+    with_offline_model,
+)
+from nemo_sdg.pipelines.servers import OneServer, Servers
 from nemo_sdg.pipelines.task_spec import (
     File,
     FileOrName,
@@ -34,9 +42,6 @@ from nemo_sdg.pipelines.task_spec import (
 
 if TYPE_CHECKING:
     from nemo_sdg.tasks.task import FlowTask, Task
-
-OFFLINE = "offline"
-"""What `endpoint` says to mean the built-in endpoint."""
 
 Kind = Literal["identity", "cheap", "free"]
 
@@ -119,7 +124,19 @@ class Recipe(Part):
     workers: Whole = _field("free", 2, ge=1)
     """Processes on this machine; of no account with a scheduler."""
     concurrency: Whole | None = _field("free", ge=1)
-    """Requests in flight over all workers; default 256, or 32 for hosts on the internet."""
+    """Requests in flight over all workers, fixed; else the number is found as the run goes."""
+    max_concurrency: Whole | None = _field("free", ge=1)
+    """The most requests in flight where the number is found; default 256, or 32 for hosts on the
+    internet."""
+    requests_per_minute: Number | None = _field("free", gt=0)
+    """What the endpoint allows; requests are spaced so that no minute has more."""
+    tokens_per_minute: Number | None = _field("free", gt=0)
+    """What the endpoint allows, input and output together."""
+    replicas: Servers = _field("free", list)
+    """Further servers of the same model: addresses, or mappings with endpoint, weight,
+    concurrency and key. Requests go to the least busy one."""
+    fallback: OneServer = _field("free")
+    """Server with another model that is asked when the others do not answer."""
     partition_size: str | None = _field("free", min_length=1)
     """Size of a piece of input that one worker takes at a time, such as 64MB."""
     scheduler: str | None = _field("free", min_length=1)
@@ -138,6 +155,12 @@ class Recipe(Part):
     """Money per million tokens of prompts; without it the cost is unknown."""
     price_out: Number | None = _field("free", ge=0)
     """Money per million tokens of answers."""
+    max_requests: Whole | None = _field("free", ge=1)
+    """Stop, resumable, when so many requests were sent from the start of this command on."""
+    max_tokens: Whole | None = _field("free", ge=1)
+    """Stop, resumable, when so many tokens were used, of prompts and answers."""
+    max_cost: Number | None = _field("free", gt=0)
+    """Stop, resumable, when so much was spent; needs the prices."""
     yes: bool = _field("free", False)
     """Do not ask before a large run."""
 
@@ -145,7 +168,7 @@ class Recipe(Part):
     @classmethod
     def _checked(cls, data: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
         if isinstance(data, dict):
-            data = _with_offline_model(data)
+            data = with_offline_model(data)
         try:
             recipe = make(data)
         except ValidationError as error:
@@ -161,8 +184,7 @@ class Recipe(Part):
     def _check(self, problems: Problems) -> None:
         """Note what is wrong although every field alone is well-formed."""
         with problems.at():
-            tasks = self.resolved_tasks()
-            problems.extend(self._of_tasks(tasks))
+            problems.extend(of_tasks(self, self.resolved_tasks()))
         if self.endpoint_kind not in ("auto", *DIALECTS):
             known = ("auto", *DIALECTS)
             problems.add(
@@ -171,55 +193,8 @@ class Recipe(Part):
                 "endpoint_kind",
             )
         elif self.endpoint:
-            problems.extend(self._of_endpoint(self.endpoint))
-
-    def _of_endpoint(self, address: str) -> Problems:
-        problems = Problems()
-        if address == OFFLINE:
-            if self.model != _offline_model():
-                problems.add(
-                    f"the built-in endpoint has one model, {_offline_model()}, and no "
-                    f"{self.model!r}: leave --model out (where a recipe names one, --model "
-                    f"{_offline_model()} wins over it)",
-                    "model",
-                )
-        elif "://" not in address:
-            host = address.strip("/").removesuffix("/v1") if {*address} & {*":./"} else "HOST:PORT"
-            problems.add(
-                f"{address!r} is no address{did_you_mean(address, (OFFLINE,)) or ':'} write "
-                f"http://{host}/v1, or `{OFFLINE}` for the built-in endpoint",
-                "endpoint",
-            )
-        else:
-            with problems.at("endpoint"):
-                self.endpoint_for(address)
-        if not self.model and "model" not in self.from_columns and not problems:
-            problems.add(
-                f"no model is named; `nemo-sdg check --endpoint {address}` lists what the server "
-                "has",
-                "model",
-            )
-        return problems
-
-    def _of_tasks(self, tasks: list[Task | FlowTask]) -> Problems:
-        problems = Problems()
-        names = [task.name for task in tasks]
-        for name in dict.fromkeys(n for n in names if names.count(n) > 1):
-            problems.add(f"the task {name} stands there more than once", "tasks")
-        needy = [task.name for task in tasks if task.plan is None]
-        if needy and not self.input:
-            problems.add(f"there is no input, and {', '.join(needy)} needs documents", "input")
-        if tasks and not needy and self.input:
-            problems.add(f"{', '.join(names)} needs no input: leave it out", "input")
-        for task in tasks:
-            for column in task.columns:
-                taken = {self.text_field: "text_field", self.id_field: "id_field"}
-                if column in taken:
-                    problems.add(
-                        f"the output {column!r} of {task.name} is the {taken[column]} already",
-                        "tasks",
-                    )
-        return problems
+            problems.extend(of_endpoint(self, self.endpoint))
+        problems.extend(of_caps(self))
 
     # --- what follows from it
 
@@ -257,6 +232,9 @@ class Recipe(Part):
             api_key_env=self.api_key_env,
             api_key_file=self.api_key_file,
             concurrency=self.concurrency,
+            max_concurrency=self.max_concurrency,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
             headers=self.headers,
             stream=self.stream,
             timeouts=Timeouts(
@@ -270,6 +248,11 @@ class Recipe(Part):
             price_in=self.price_in,
             price_out=self.price_out,
         )
+
+    def beside(self, endpoint: Endpoint) -> tuple[tuple[Endpoint, ...], Endpoint | None]:
+        """Return the replicas and the fallback, if any, of the recipe's endpoint."""
+        replicas = tuple(server.endpoint_beside(endpoint) for server in self.replicas)
+        return replicas, self.fallback.endpoint_beside(endpoint) if self.fallback else None
 
     def require_endpoint(self) -> str:
         """Return the address, or `offline`; raise `RecipeError` where none is given."""
@@ -310,18 +293,6 @@ class Recipe(Part):
         from nemo_sdg.pipelines.recipe_yaml import to_yaml
 
         return to_yaml(self)
-
-
-def _with_offline_model(data: dict[str, Any]) -> dict[str, Any]:
-    if data.get("endpoint") == OFFLINE and not data.get("model"):
-        return data | {"model": _offline_model()}
-    return data
-
-
-def _offline_model() -> str:
-    from nemo_sdg.llm.offline import OFFLINE_MODEL
-
-    return OFFLINE_MODEL
 
 
 def load_recipe(path: str | os.PathLike[str], **overrides: Any) -> Recipe:

@@ -12,6 +12,7 @@ import yaml
 
 from nemo_sdg.errors import RecipeError
 from nemo_sdg.pipelines.problems import Place, Problem, WrongRecipe, place_name
+from nemo_sdg.pipelines.task_spec import Part
 
 if TYPE_CHECKING:
     from nemo_sdg.pipelines.recipe import Recipe
@@ -178,5 +179,11 @@ def to_yaml(recipe: Recipe) -> str:
         value = getattr(recipe, name)
         if name == "tasks":
             value = [expanded(task, specs.get(task.name)) for task in recipe.resolved_tasks()]
-        data[name] = value
+        data[name] = _plain(value)
     return dump(data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.given() if isinstance(value, Part) else value

@@ -12,7 +12,7 @@ from typing import Any
 from nemo_sdg.data.frames import schema_of
 from nemo_sdg.errors import ConfigurationError, RunStopped
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.engine_config import RunShare, in_run
+from nemo_sdg.llm.engine_config import in_run
 from nemo_sdg.llm.worker import EngineLost, run_ends
 from nemo_sdg.pipelines.begin import announce
 from nemo_sdg.pipelines.chain import Chain, PartResult
@@ -61,9 +61,10 @@ def do_work(
     folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
     with (
         _cluster(job.recipe, endpoint, client) as cluster,
-        _engines_stopped(cluster, endpoint) as share,
+        _engines_stopped(cluster, endpoint) as run,
     ):
-        cluster.run(worker_preflight, endpoint)
+        for server in job.chains[0].generate.config().endpoints:
+            cluster.run(worker_preflight, server)
         gathered = Gathered(
             parts_total=len(job.parts),
             requests_total=planned.requests if not summaries else None,
@@ -71,9 +72,7 @@ def do_work(
         )
         cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
         try:
-            for summary in _computed(
-                cluster, due, folder, is_only, gathered, observer, lease, share
-            ):
+            for summary in _computed(cluster, due, folder, is_only, gathered, observer, lease, run):
                 summaries[summary["task"], summary["number"]] = summary
         finally:
             with contextlib.suppress(Exception):
@@ -91,7 +90,7 @@ def _computed(
     gathered: Gathered,
     observer: Observer,
     lease: Lease,
-    share: RunShare,
+    run: str,
 ) -> Iterator[dict[str, Any]]:
     from dask.delayed import delayed
 
@@ -110,7 +109,7 @@ def _computed(
             fingerprint=part.fingerprint,
             schema=schemas[part.chain.task.name],
             is_only=is_only,
-            share=share,
+            run=run,
         )
         for part in due
     ]
@@ -152,7 +151,7 @@ def _run_part(
     fingerprint: str,
     schema: Any,
     is_only: bool,
-    share: RunShare,
+    run: str,
 ) -> dict[str, Any]:
     """Make one part, on a worker; the task that made the rows writes them."""
     name = chain.task.name
@@ -161,7 +160,7 @@ def _run_part(
         return found  # this task ran before, on a worker that was lost after it had finished
     publish_from_here()
     started = time.perf_counter()
-    with in_run(share):
+    with in_run(run):
         made = _made(chain, frame)
     return folder.write_part(
         name,
@@ -249,8 +248,8 @@ def _leave_ctrl_c_alone() -> None:
 
 
 @contextlib.contextmanager
-def _engines_stopped(cluster: Any, endpoint: Endpoint) -> Iterator[RunShare]:
-    """Yield how workers share the endpoint in this run, and stop the run's engines at its end.
+def _engines_stopped(cluster: Any, endpoint: Endpoint) -> Iterator[str]:
+    """Yield an id that is never used again, and stop the engines of that run at its end.
 
     Workers may live on, and cancelled tasks leave a queue: the run's id tells its engines apart.
 
@@ -263,12 +262,12 @@ def _engines_stopped(cluster: Any, endpoint: Endpoint) -> Iterator[RunShare]:
             f"{len(workers)} workers cannot share {endpoint.limit} requests at a time: allow more "
             "with --concurrency, or take a cluster with fewer workers"
         )
-    share = RunShare(run=uuid.uuid4().hex, limit=endpoint.limit, workers=workers)
+    run = uuid.uuid4().hex
     try:
-        yield share
+        yield run
     finally:
         with contextlib.suppress(Exception):
-            cluster.run(run_ends, share.run, on_error="ignore")
+            cluster.run(run_ends, run, on_error="ignore")
 
 
 def _local_cluster(workers: int) -> Any:

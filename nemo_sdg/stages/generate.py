@@ -19,7 +19,7 @@ from nemo_sdg.data.backend import Dtype, from_values, to_values
 from nemo_sdg.errors import ConfigurationError, Interrupted, RowError
 from nemo_sdg.llm.drive import Crowd
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.engine import EngineConfig
+from nemo_sdg.llm.engine_config import Caps, EngineConfig
 from nemo_sdg.llm.limits import FailureRule
 from nemo_sdg.llm.request import Reply, Request, Sampling
 from nemo_sdg.llm.retry import RetryPolicy
@@ -84,11 +84,14 @@ class Generate(Stage):
 
     Args:
         task: what to ask.
-        endpoint: where; `endpoint.limit` is shared by `workers`.
+        endpoint: where; its limits hold for all workers of a cluster together, and for each
+            process where there is none.
         seed: of the run. Same seed, same requests, whatever the partitions.
         ledger: folder of answers; those that stand there are not asked again.
         from_columns: sampling field or "model" -> column; a null there means the task's value.
-        workers: processes that share the endpoint's limit.
+        replicas: further endpoints that serve the same model; see `Endpoint.weight`.
+        fallback: endpoint with a model of its own, asked when the others cannot answer.
+        caps: what may be spent from the start of the engines on.
         max_failures: share of rows that may fail for one reason.
 
     Raises (when computed): `CredentialError`, `EndpointDown`, `TooManyFailures`, `Unauthorized`,
@@ -104,7 +107,9 @@ class Generate(Stage):
     ledger: str | None = None
     ledger_sync_s: float = 1.0
     from_columns: Mapping[str, str] = field(default_factory=dict)
-    workers: int = 1
+    replicas: tuple[Endpoint, ...] = ()
+    fallback: Endpoint | None = None
+    caps: Caps = field(default_factory=Caps)
     max_failures: float = FailureRule().max_share
     max_outage_s: float = 600.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -138,12 +143,14 @@ class Generate(Stage):
         """Return what this stage's engine is started with on each worker."""
         return EngineConfig(
             endpoint=self.endpoint,
-            concurrency=max(1, self.endpoint.limit // max(1, self.workers)),
+            replicas=self.replicas,
+            fallback=self.fallback,
             ledger=self.ledger,
             ledger_sync_s=self.ledger_sync_s,
             retry=self.retry,
             max_outage_s=self.max_outage_s,
             failures=FailureRule(max_share=self.max_failures),
+            caps=self.caps,
         )
 
     def meta(self, frame: Any) -> Any:
@@ -321,9 +328,11 @@ class Generate(Stage):
                     }
                 )
                 record.counts[f"dead.{row.error.code}"] += 1
+        servers = {each.url: each for each in self.config().endpoints}
         for one, reply in asked:
             row_id, segment = places[one.row]
-            record.provenance.extend(self._provenance(row_id, segment, one.request, reply))
+            cost = servers.get(reply.endpoint, self.endpoint).cost(reply.usage)
+            record.provenance.extend(self._provenance(row_id, segment, one.request, reply, cost))
             record.counts["requests"] += 1
             record.counts["from_ledger"] += reply.was_filed
             record.counts["input_tokens"] += reply.usage.input_tokens
@@ -332,7 +341,12 @@ class Generate(Stage):
             record.counts["cached_tokens"] += reply.usage.cached_tokens
 
     def _provenance(
-        self, row_id: str | None, segment: int | None, request: Request, reply: Reply
+        self,
+        row_id: str | None,
+        segment: int | None,
+        request: Request,
+        reply: Reply,
+        cost: float | None,
     ) -> Iterator[dict[str, Any]]:
         """Yield one row a sample; tokens and cost stand with the first."""
         shared = {
@@ -357,7 +371,7 @@ class Generate(Stage):
                 "output_tokens": usage.output_tokens,
                 "reasoning_tokens": usage.reasoning_tokens,
                 "cached_tokens": usage.cached_tokens,
-                "cost": self.endpoint.cost(usage),
+                "cost": cost,
             }
             if i:
                 tokens = dict.fromkeys(tokens, 0)

@@ -34,7 +34,7 @@ def endpoint_at(url: str, **settings: Any) -> Endpoint:
 def engine(
     endpoint: Endpoint | str,
     *,
-    concurrency: int = 16,
+    concurrency: int | None = 16,
     ledger: Path | None = None,
     place: str = "thread",
     retry: RetryPolicy = FAST,
@@ -43,9 +43,10 @@ def engine(
     """Run an engine; in a thread where the process is not the point, since it starts faster."""
     if isinstance(endpoint, str):
         endpoint = endpoint_at(endpoint)
+    if endpoint.concurrency is None and concurrency is not None:
+        endpoint = endpoint.replace(concurrency=concurrency)
     config = EngineConfig(
         endpoint=endpoint,
-        concurrency=concurrency,
         ledger=str(ledger) if ledger else None,
         retry=retry,
         **settings,

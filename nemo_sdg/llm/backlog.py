@@ -1,0 +1,102 @@
+"""What waits for a slot, and who is next."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+from nemo_sdg.llm.replica import Replica
+
+Order = tuple[int, int, int]
+
+
+@dataclass(slots=True)
+class Item:
+    """One request on its way through the engine; equal requests wait in `waiters` of the first.
+
+    Attributes:
+        keys: of the ledger, one a sample.
+        waiters: sessions, each with its token, that want the answer; none: nobody does any more.
+        tries: sent in vain, as far as it counts against the request.
+        refusals: 429s; they count for no try.
+        sent: how often it was sent at all.
+        was_spared: it was let try once more since the endpoint was suspect.
+        is_for_fallback: all its tries elsewhere are used up.
+        avoided: the endpoint that failed it last.
+    """
+
+    keys: tuple[str, ...]
+    kind: str
+    model: str
+    body: bytes
+    output_tokens: int | None
+    session: int
+    stage: int
+    waiters: list[tuple[int, int]] = field(default_factory=list)
+    tries: int = 0
+    refusals: int = 0
+    sent: int = 0
+    was_spared: bool = False
+    is_for_fallback: bool = False
+    avoided: Replica | None = None
+
+    @property
+    def cost(self) -> int:
+        """How long it will take, on no particular scale: bytes of the prompt, answer at most."""
+        return len(self.body) + 4 * (self.output_tokens or 0)
+
+
+class Backlog:
+    """Requests in order: oldest session first; in it what follows from answers, then the costliest.
+
+    Sessions in their order, so that partitions end one after another and memory is freed. Once
+    nothing is left to let in (`is_tail`) the costliest of all goes first, or the last long request
+    would begin when all others have ended.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[Order, int, Item]] = []
+        self._sequence = 0
+        self._is_tail = False
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def first(self) -> Item | None:
+        """The next request that anybody still waits for."""
+        while self._heap:
+            item = self._heap[0][2]
+            if item.waiters:
+                return item
+            heapq.heappop(self._heap)
+        return None
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether nothing is left to let in; set it when that changes."""
+        return self._is_tail
+
+    @is_tail.setter
+    def is_tail(self, is_tail: bool) -> None:
+        if is_tail != self._is_tail:
+            self._is_tail = is_tail
+            self._heap = [(self._order(item), number, item) for _, number, item in self._heap]
+            heapq.heapify(self._heap)
+
+    def push(self, item: Item) -> None:
+        """Put a request where it belongs."""
+        self._sequence += 1
+        heapq.heappush(self._heap, (self._order(item), self._sequence, item))
+
+    def pop(self) -> None:
+        """Take the first request out."""
+        heapq.heappop(self._heap)
+
+    def clear(self) -> None:
+        """Give up all that waits."""
+        self._heap.clear()
+
+    def _order(self, item: Item) -> Order:
+        session = 0 if self._is_tail else item.session
+        return (session, -item.stage, -item.cost)
