@@ -69,9 +69,10 @@ class Engine:
 
     def __init__(self, config: EngineConfig, reader: asyncio.StreamReader, out: Any) -> None:
         self.config = config
-        self.reader, self.outbox = reader, Outbox(out)
+        self.reader = reader
         self.fleet = Fleet(config)
         self.ledger = Ledger(config.ledger, writer=True, load=False) if config.ledger else None
+        self.outbox = Outbox(out, self.ledger, self._stop)
         self.backlog = Backlog()
         self.open: dict[tuple[str, ...], Item] = {}
         self.counts: Counter[str] = Counter()
@@ -137,6 +138,7 @@ class Engine:
                 task.cancel()
             await asyncio.gather(*leftover, return_exceptions=True)
             await self.fleet.close()
+            self.outbox.flush()
             if self.ledger is not None:
                 self.ledger.close()
 
@@ -174,7 +176,7 @@ class Engine:
             if all(filed):
                 self._has_answered = True
                 self.counts["from_ledger"] += 1
-                self.outbox.answer([(item.session, token)], True, filed, True)
+                self.outbox.hand_over([(item.session, token)], True, filed, True)
                 return
         known = self.open.get(item.keys)
         if known is not None:
@@ -270,20 +272,14 @@ class Engine:
         usage = Usage.from_body(body.get("usage"))
         sent.replica.answered(time.monotonic(), sent.flight, len(sent.item.body), usage)
         self.fleet.used(sent.replica, usage)
-        if self.ledger is not None:
-            try:
-                for line in lines:
-                    self.ledger.put(line)
-            except RunStopped as error:
-                self._stop(error)
-                return
         self._has_answered = True
         counts = self.counts
         counts["answers"] += 1
         counts["from_fallback"] += sent.replica.is_fallback
         for name in USAGE:
             counts[name] += getattr(usage, name)
-        self._finish(sent.item, True, lines, False)
+        self.open.pop(sent.item.keys, None)
+        self.outbox.answer(sent.item.waiters, lines)
 
     def _failed(self, sent: _Sent, error: RequestError) -> None:
         item, replica = sent.item, sent.replica
@@ -302,7 +298,7 @@ class Engine:
         health, policy, draw = replica.health, self.config.retry, random.random()
         wait_s = wait_after(item, error, health, policy, draw=draw, has_fallback=may_fall_back)
         if wait_s is None:
-            self._finish(item, False, error.code, error.detail, error.status)
+            self._give_up(item, error)
         else:
             self.counts["retries." + error.code] += 1
             self._later.put(item, wait_s)
@@ -319,14 +315,14 @@ class Engine:
         self._refused = [(item, error) for item, error in self._refused if item.waiters]
         if self._has_answered:
             for item, error in self._refused:
-                self._finish(item, False, error.code, error.detail, error.status)
+                self._give_up(item, error)
             self._refused.clear()
         elif 0 < min(REFUSALS_TO_STOP, len(self.open)) <= len(self._refused):
             self._stop(self._refused[0][1])
 
-    def _finish(self, item: Item, ok: bool, *payload: Any) -> None:
+    def _give_up(self, item: Item, error: RequestError) -> None:
         self.open.pop(item.keys, None)
-        self.outbox.answer(item.waiters, ok, *payload)
+        self.outbox.hand_over(item.waiters, False, error.code, error.detail, error.status)
 
     async def _probe(self, replica: Replica) -> None:
         await replica.find_again(self._goes_on)

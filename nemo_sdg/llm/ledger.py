@@ -188,21 +188,28 @@ class Ledger:
         Raises:
             LedgerFull: the disk is full; the file ends with the last complete entry.
         """
+        self.put_many([line])
+
+    def put_many(self, lines: Sequence[bytes]) -> None:
+        """Append several entries with one call of the operating system; see `put`."""
         if self._out is None:
             raise RunFolderError("this ledger was opened for reading")
         number, end = self._own, self._ends[self._files[self._own]]
+        data = b"".join(lines)
         try:
             written = 0
-            while written < len(line):
-                written += os.write(self._out, line[written:])
+            while written < len(data):
+                written += os.write(self._out, data[written:])
         except OSError as error:
             os.ftruncate(self._out, end)
             raise LedgerFull(
                 f"the answer cannot be filed ({error.strerror}) in {self.folder}; what is filed "
                 "is safe: make room and run the same command again"
             ) from None
-        self._index[bytes.fromhex(line[_KEY_AT].decode())] = (number, end, len(line))
-        self._ends[self._files[number]] = end + len(line)
+        for line in lines:
+            self._index[bytes.fromhex(line[_KEY_AT].decode())] = (number, end, len(line))
+            end += len(line)
+        self._ends[self._files[number]] = end
         self._dirty = True
 
     def refresh(self, *, max_bytes: int | None = None) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -735,14 +735,14 @@ def test_a_row_that_is_no_json_fails_alone() -> None:
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, count = Ledger.put, itertools.count()
+    real, count = Ledger.put_many, itertools.count()
 
-    def put(self: Ledger, line: bytes) -> None:
+    def put_many(self: Ledger, lines: Sequence[bytes]) -> None:
         if next(count) == 5:
             raise LedgerFull("the answer cannot be filed")
-        real(self, line)
+        real(self, lines)
 
-    monkeypatch.setattr(Ledger, "put", put)
+    monkeypatch.setattr(Ledger, "put_many", put_many)
     with (
         ScriptedEndpoint(**ECHO) as server,
         engine(server.url, ledger=tmp_path, concurrency=1) as handle,
