@@ -12,8 +12,8 @@ from nemo_sdg.llm.frames import write_frame
 from nemo_sdg.llm.ledger import Ledger
 
 GATHER_S, GATHER_MOST = 0.002, 64
-"""How long answers are gathered, and how many. A system call and a waking of the worker's thread for
-each was a tenth of what a request cost."""
+"""How long answers are gathered, and how many: a system call and a waking of the worker's thread
+for each was a tenth of what a request cost."""
 
 Waiters = Sequence[tuple[int, int]]
 

@@ -744,7 +744,7 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Ledger, "put_many", put_many)
     with (
-        ScriptedEndpoint(**ECHO) as server,
+        ScriptedEndpoint(**ECHO, latency=fixed(0.02)) as server,
         engine(server.url, ledger=tmp_path, concurrency=1) as handle,
         handle.session() as session,
     ):
@@ -752,7 +752,7 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(LedgerFull):
             collect(session, 50)
         until(lambda: handle.state.get("in_flight") == 0)
-        assert len(server.log) == 6
+        assert 6 <= len(server.log) <= 8
 
 
 def test_a_defect_of_the_engine_stops_it_instead_of_losing_a_row(
