@@ -38,6 +38,8 @@ def _asked(task: Task | FlowTask) -> dict[str, Any]:
         "sampling": sampling_of(task.sampling) | {"n": task.sampling.n},
         "tries": task.content_tries,
     }
+    # Only where they are in use: folders that were begun before there was such a thing go on.
+    data |= {name: value for name in ("repair", "halvings") if (value := getattr(task, name))}
     if isinstance(task.plan, LanguagePlan):
         data["plan"] = {
             "languages": list(task.plan.languages),

@@ -30,6 +30,7 @@ from nemo_sdg.tasks.parse import (
 )
 from nemo_sdg.tasks.plan import LanguagePlan
 from nemo_sdg.tasks.registry import all_tasks
+from nemo_sdg.tasks.remedies import REPAIR
 from nemo_sdg.tasks.steps import join_lines, join_paragraphs
 from nemo_sdg.tasks.task import Budget, FlowTask, Parser, Rows, Task
 from nemo_sdg.text.filters import ColumnFilter, Length, Repetition, Substring, TokenCount
@@ -127,6 +128,10 @@ def build(spec: TaskSpec) -> list[Task | FlowTask]:
         changes["system"] = spec.system or None
     if spec.sampling is not None:
         changes["sampling"] = base.sampling.replace(**spec.sampling.changes())
+    if spec.tries is not None:
+        changes["content_tries"] = spec.tries
+    if spec.repair is not None:
+        changes["repair"] = REPAIR if spec.repair is True else spec.repair or ""
     task = base
     with problems.at("prompt" if spec.prompt is not None else "system"):
         if spec.prompt is not None:
@@ -135,6 +140,9 @@ def build(spec: TaskSpec) -> list[Task | FlowTask]:
         check_placeholders(task)
         if "parse" in given or not set(task.variables) >= set(base.variables):
             task = replace(task, offline=None)  # its rule answers another prompt than this
+    if spec.halvings is not None:
+        with problems.at("halvings"):
+            task = replace(task, halvings=spec.halvings)
     if given & {"languages", "weights", "language_mode"}:
         with problems.at("weights" if spec.languages is None and spec.weights else "languages"):
             task = with_languages(task, spec.languages, spec.weights, spec.language_mode)
@@ -266,6 +274,8 @@ def expanded(task: Task | FlowTask, spec: TaskSpec | None = None) -> dict[str, A
     if isinstance(task, Task):
         data |= {"output": task.output, "system": task.system, "prompt": task.prompt}
         data["sampling"] = sampling_of(task.sampling)
+        data |= {"tries": task.content_tries, "repair": task.repair or False}
+        data["halvings"] = task.halvings
     if task.budget is not None:
         data["budget"] = asdict(task.budget)
     if isinstance(plan := task.plan, LanguagePlan):

@@ -154,6 +154,12 @@ def _filter_table(value: Any) -> Any:
     return table
 
 
+def _no_empty_text(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must be true, false or a prompt")
+    return value
+
+
 class TaskSpec(Part):
     """One entry of `tasks`."""
 
@@ -173,6 +179,13 @@ class TaskSpec(Part):
     min_segment_tokens."""
     sampling: SamplingSpec | None = None
     """How answers are drawn: temperature, top_p, top_k, max_output_tokens, stop, ..."""
+    tries: Whole | None = Field(None, ge=1, le=10)
+    """Requests a row may take when answers are of no use; default 2."""
+    repair: Annotated[str | bool | None, BeforeValidator(_no_empty_text)] = None
+    """Instead of another seed, show the model its answer and what is wrong with its form: true,
+    or a prompt of your own with {problem}."""
+    halvings: Whole | None = Field(None, ge=0, le=4)
+    """How often a text that is too long for the model, or whose answer was cut, is cut in two."""
     filters: Annotated[dict[str, Any] | None, BeforeValidator(_filter_table)] = None
     """Further filters of the output: `repetition: {max_share: 0.3}`, `min_tokens: 50`, ... One
     of a name that the task has already replaces it."""

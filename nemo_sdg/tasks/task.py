@@ -27,11 +27,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nemo_sdg.errors import AnswerError, ConfigurationError
+from nemo_sdg.errors import AnswerError, ConfigurationError, ContextExceeded, CutAnswer
 from nemo_sdg.llm.drive import Flow, Stamp
 from nemo_sdg.llm.request import Request, Sampling, chat
 from nemo_sdg.tasks.parse import plain_text
 from nemo_sdg.tasks.prompt import Template
+from nemo_sdg.tasks.remedies import check_halvings, check_repair, halves, joined, repaired
 from nemo_sdg.tasks.steps import STEPS
 from nemo_sdg.text.filters import ColumnFilter
 
@@ -163,7 +164,12 @@ class Task(_Face):
             answer does not fit its row, such as one in the wrong language.
         clean: whole-column steps after parsing (`nemo_sdg.tasks.steps`).
         content_tries: requests a row may take when answers are of no use (refused, cut, parse
-            errors). At temperature 0 there is no second try: it would be the same request.
+            errors). At temperature 0 there is no second try but `repair`: it would be the same
+            request.
+        repair: prompt of a further turn after an answer that breaks its form, with `{problem}`:
+            the model sees its answer and what is wrong with it, in place of another seed. "": off.
+        halvings: how often a text is cut in two where it is too long for the model's window, or
+            its answer for the output limit; the values of the pieces are joined. 0: off.
         ordinary: reason codes that are no fault of model or prompt (nothing in the text to
             extract): they never stop a run.
         rows: how a list output becomes rows, None where it is none.
@@ -186,6 +192,8 @@ class Task(_Face):
     budget: Budget | None = None
     sampling: Sampling = NEMOTRON_CC
     content_tries: int = 2
+    repair: str = ""
+    halvings: int = 0
     ordinary: frozenset[str] = frozenset()
     rows: Rows | None = None
     plan: Plan | None = None
@@ -201,6 +209,11 @@ class Task(_Face):
             if not callable(step) and not isinstance(step, ColumnFilter | STEPS):
                 raise ConfigurationError(f"task {self.name}: {step!r} is no step of a clean chain")
         _ = self.template
+        if self.repair:
+            check_repair(self.repair, where=f"the repair prompt of task {self.name}")
+        why = check_halvings(self.columns, self.variables, self.sampling.n)
+        if self.halvings and why:
+            raise ConfigurationError(f"task {self.name}: halvings are of no use here: {why}")
         if self.plan is not None:
             for template in filter(None, (self.system_template, self.template)):
                 template.check(self.plan.columns, where=f"task {self.name}")
@@ -247,19 +260,41 @@ class Task(_Face):
         With `sampling.n > 1` the value is a list with, for every sample, a value or its
         `AnswerError`; it fails as a whole only when every sample did.
         """
-        request = self.request(values, sampling)
-        tries = 1 if request.sampling.is_deterministic else self.content_tries
+        return self._whole(values, sampling, self.halvings)
+
+    def _whole(
+        self, values: Mapping[str, Any], sampling: Mapping[str, Any] | None, halvings: int
+    ) -> Flow:
+        try:
+            return (yield from self._tried(values, sampling, may_halve=halvings > 0))
+        except (ContextExceeded, CutAnswer):
+            pieces = halves(values["document"]) if halvings else []
+            if not pieces:
+                raise
+        of_pieces = [{**values, "document": piece} for piece in pieces]
+        parts = yield [self._whole(one, sampling, halvings - 1) for one in of_pieces]
+        return joined(parts)
+
+    def _tried(
+        self, values: Mapping[str, Any], sampling: Mapping[str, Any] | None, *, may_halve: bool
+    ) -> Flow:
+        first = request = self.request(values, sampling)
         failure = AnswerError("not asked")
-        for _ in range(tries):
+        for _ in range(self.content_tries):
             reply = yield request
+            texts = reply.samples()
             read = [
                 text if isinstance(text, AnswerError) else self._parsed(text, values)
-                for text in reply.samples()
+                for text in texts
             ]
             failures = [value for value in read if isinstance(value, AnswerError)]
             if len(failures) < len(read):
                 return read if request.sampling.n > 1 else read[0]
-            failure = failures[0]
+            failure, answer = failures[0], texts[0]
+            if self.repair and isinstance(answer, str):
+                request = repaired(first, answer, failure, self.repair)
+            elif first.sampling.is_deterministic or (may_halve and isinstance(failure, CutAnswer)):
+                break
         raise failure
 
     def _parsed(self, text: str, values: Mapping[str, Any]) -> Any:
