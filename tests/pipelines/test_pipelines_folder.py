@@ -89,7 +89,7 @@ def test_manifests_come_last_and_leftovers_go(tmp_path: Path) -> None:
     assert read_manifest(data) is None
     folder.forget_parts("t", 2)  # a coarser plan has two parts only
     assert folder.finished("t", 2, "f") is None
-    folder.finish({data: ([s["parts"]["data"] for s in summaries[:2]], schema_of(DATA))}, DATA)
+    folder.finish({data: ([s["parts"]["data"] for s in summaries[:2]], schema_of(DATA))})
     manifest = read_manifest(data)
     assert manifest is not None and manifest["rows"] == 4
     assert sorted(p.name for p in data.glob("part-*")) == [
