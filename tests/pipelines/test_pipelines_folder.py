@@ -106,9 +106,7 @@ def test_tables_take_what_rows_have_and_fill_the_rest(tmp_path: Path) -> None:
     folder = made(tmp_path)
     rows = [{"id": "a", "task": "t", "filter": "x", "segment_id": None, "score": 0.5}]
     summary = write(folder, 0, dropped=rows)
-    folder.finish(
-        {folder.data("t", is_only=True): ([summary["parts"]["data"]], schema_of(DATA))}, DATA
-    )
+    folder.finish({folder.data("t", is_only=True): ([summary["parts"]["data"]], schema_of(DATA))})
     frame = rig.table_of(folder.path, "dropped")
     assert frame["segment_id"].isna().all() and frame["score"][0] == 0.5
     assert frame["text"].isna().all()
