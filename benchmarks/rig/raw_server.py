@@ -67,16 +67,21 @@ class _Raw(asyncio.Protocol):
         told: dict[str, Any] = {"object": "list", "data": [{"id": "raw", "object": "model"}]}
         if self._data.startswith(b"GET /seen"):
             told = {"requests": _Raw.seen, "first": _Raw.first, "last": _Raw.last}
-            _Raw.seen, _Raw.first = 0, 0.0
+            if not self._data.startswith(b"GET /seen/so-far"):
+                _Raw.seen, _Raw.first = 0, 0.0
         body = json.dumps(told).encode()
         head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
         self._transport.write(head % len(body) + body)
         self._transport.close()
 
 
-def seen(url: str) -> dict[str, Any]:
-    """Return `requests`, and the moments (monotonic clock) of the `first` and the `last` one."""
-    with urllib.request.urlopen(url.removesuffix("v1") + "seen") as reply:
+def seen(url: str, *, so_far: bool = False) -> dict[str, Any]:
+    """Return `requests`, and the moments (monotonic clock) of the `first` and the `last` one.
+
+    Counting begins anew, unless it is asked for what came `so_far`.
+    """
+    path = "seen/so-far" if so_far else "seen"
+    with urllib.request.urlopen(url.removesuffix("v1") + path) as reply:
         found: dict[str, Any] = json.load(reply)
     return found
 
