@@ -43,7 +43,6 @@ def main() -> None:
                                 server.url,
                                 rows=rows,
                                 slots=SLOTS,
-                                workers=workers,
                                 ledger=made / "ledger",
                                 seed=seed,
                             )

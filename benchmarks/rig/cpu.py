@@ -26,7 +26,7 @@ from typing import Any, Self
 EVERY_S = 0.05
 LOOK_FOR_NEW_S = 0.25
 _TICKS = os.sysconf("SC_CLK_TCK")
-_LEFT_OUT = ("rig/raw_server.py", "llm.scripted_process", "rig/floor.py", "rig/cpu.py")
+_LEFT_OUT = ("raw_server", "changing_server", "scripted_process", "rig/floor", "rig/cpu")
 
 
 class CpuWatch:

@@ -124,21 +124,33 @@ def generate(
     url: str,
     *,
     rows: int,
-    slots: int,
-    workers: int = 1,
+    slots: int | None,
     model: str = MODEL,
     ledger: Path | None = None,
     what: Any = None,
+    endpoint: dict[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    """Have `Generate` ask about every document, in partitions of `rows`; write Parquet parts."""
+    """Have `Generate` ask about every document, in partitions of `rows`; write Parquet parts.
+
+    Args:
+        source: documents, see `write_documents`.
+        output: folder of the parts.
+        url: of the server.
+        rows: of a partition.
+        slots: fixed concurrency over all workers; None: found by goodput.
+        model: as the server calls it.
+        ledger: folder; None: answers are not kept.
+        what: task; None: the usual one.
+        endpoint: further fields of the `Endpoint`.
+        options: of `Generate`.
+    """
     from nemo_sdg.llm.worker import close_engines
 
     dataset = DocumentDataset.read_json(source, blocksize=block_of(source, rows))
     stage = Generate(
         what or task(),
-        Endpoint(url=url, model=model, concurrency=slots),
-        workers=workers,
+        Endpoint(url=url, model=model, concurrency=slots, **(endpoint or {})),
         ledger=None if ledger is None else str(ledger),
         **options,
     )
