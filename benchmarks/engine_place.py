@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from raw_server import raw_server
+from rig.raw_server import raw_server
 
 from nemo_sdg.errors import RequestError
 from nemo_sdg.llm.endpoint import Endpoint

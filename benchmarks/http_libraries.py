@@ -20,7 +20,7 @@ from importlib.metadata import version
 from typing import Any
 
 import orjson
-from raw_server import ANSWER, raw_server
+from rig.raw_server import ANSWER, raw_server
 
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.http1 import Limits, Pool

@@ -179,6 +179,18 @@ def to_values(series: Any) -> list[Any]:
     return to_arrow(series).to_pylist()
 
 
+def to_array(values: Sequence[Any], *, dtype: Dtype) -> pa.Array:
+    """Make an Arrow array out of Python values; None is null, and so is a missing float.
+
+    Raises:
+        ValueError: a null in `int64` or `bool`.
+    """
+    array = pa.array(values, type=_ARROW_TYPES[dtype], from_pandas=dtype == "float64")
+    if dtype in {"int64", "bool"} and array.null_count:
+        raise ValueError(f"{array.null_count} null in a column of {dtype}")
+    return array
+
+
 def from_values(values: Sequence[Any], *, like: Any, dtype: Dtype) -> Any:
     """Make a column of the library of `like` out of Python values; None is null.
 
@@ -188,10 +200,7 @@ def from_values(values: Sequence[Any], *, like: Any, dtype: Dtype) -> Any:
     Raises:
         ValueError: a null in `int64` or `bool`.
     """
-    array = pa.array(values, type=_ARROW_TYPES[dtype], from_pandas=dtype == "float64")
-    if dtype in {"int64", "bool"} and array.null_count:
-        raise ValueError(f"{array.null_count} null in a column of {dtype}")
-    column = from_arrow(array, like=like)
+    column = from_arrow(to_array(values, dtype=dtype), like=like)
     if dtype in {"Int64", "boolean"} and not is_cudf(like):
         column = column.astype(dtype)
     elif dtype in {"int64", "float64", "bool"} and not is_cudf(like):

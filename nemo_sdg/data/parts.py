@@ -66,7 +66,7 @@ def write_part(
     file_format: PartFormat = "parquet",
     schema: pa.Schema | None = None,
 ) -> Part:
-    """Write one partition (pandas or cuDF) as a part and return what was written.
+    """Write one partition (pandas, cuDF or Arrow) as a part and return what was written.
 
     Writing the same part again replaces it. Texts in JSON lines stay readable UTF-8; a null is
     written as null; lists as lists.
@@ -77,12 +77,17 @@ def write_part(
         frame: the rows; the index is left out.
         file_format: Parquet (zstd inside) or JSON lines, plain or compressed.
         schema: what all parts of the folder share (`schema_of(meta)`); by default the frame's own.
+            An Arrow table has it already.
 
     Raises:
         DataError: the frame does not fit the schema, or a value has no form in JSON.
     """
     path = part_path(folder, name, file_format)
-    table = to_table(frame, schema_of(frame) if schema is None else schema)
+    table = (
+        frame
+        if isinstance(frame, pa.Table)
+        else to_table(frame, schema_of(frame) if schema is None else schema)
+    )
     write = _write_parquet if file_format == "parquet" else _json_writer(file_format)
     size = write_file(path, lambda stream: write(table, stream))
     return {"path": path, "rows": table.num_rows, "bytes": size}

@@ -100,15 +100,17 @@ def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:
     decoded = [orjson.loads(line) for line in entries]
     parts = [read_body(value["r"]) for value in decoded]
     meta, body = decoded[0]["m"], decoded[0]["r"]
-    usage = Usage()
-    for value in decoded:
+    choices, embeddings = parts[0]
+    usage = Usage.from_body(body.get("usage"))
+    for value, (more, vectors) in zip(decoded[1:], parts[1:], strict=True):
+        choices, embeddings = choices + more, embeddings + vectors
         usage += Usage.from_body(value["r"].get("usage"))
     return Reply(
-        choices=tuple(choice for choices, _ in parts for choice in choices),
-        embeddings=tuple(vector for _, vectors in parts for vector in vectors),
+        choices=choices,
+        embeddings=embeddings,
         usage=usage,
         model=str(body.get("model") or meta.get("model") or ""),
-        keys=tuple(value["k"] for value in decoded),
+        keys=tuple([value["k"] for value in decoded]),
         endpoint=meta.get("endpoint", ""),
         attempts=meta.get("attempts", 1),
         latency_s=meta.get("latency_s", 0.0),

@@ -115,9 +115,11 @@ class Request:
 
     def stamped(self, *, model: str, seed: int) -> Request:
         """Return the request as it will be asked: model filled in, seed where one is of use."""
-        return replace(
-            self,
+        return Request(  # `replace` would take three times as long
+            messages=self.messages,
             model=self.model or model,
+            sampling=self.sampling,
+            kind=self.kind,
             seed=None if self.sampling.is_deterministic else seed,
         )
 
@@ -131,17 +133,22 @@ class Request:
             "v": KEY_VERSION,
             "kind": self.kind,
             "model": self.model,
-            "messages": [dict(m) for m in self.messages],
-            "sampling": self.sampling.described(),
+            "messages": self._messages(),
+            "sampling": self.sampling._described,
         }
         if self.sampling.is_deterministic and self.sampling.n == 1:
             return (_hash(described),)
-        described["seed"] = self.seed
+        described |= {"seed": self.seed, "sample": 0}
+        if self.sampling.n == 1:
+            return (_hash(described),)
         return tuple(_hash(described | {"sample": i}) for i in range(self.sampling.n))
 
     def prompt_hash(self) -> str:
         """Return 16 hex digits of the messages alone; the column in provenance."""
-        return _hash([dict(m) for m in self.messages], size=8)
+        return _hash(self._messages(), size=8)
+
+    def _messages(self) -> list[dict[str, Any]]:
+        return [m if type(m) is dict else dict(m) for m in self.messages]
 
     def body(
         self,
@@ -158,7 +165,7 @@ class Request:
         sampling = self.sampling
         body: dict[str, Any] = {"model": self.model}
         if self.kind == "chat":
-            body["messages"] = [dict(m) for m in self.messages]
+            body["messages"] = self._messages()
         elif self.kind == "completion":
             body["prompt"] = self.prompt()
         else:
@@ -314,20 +321,22 @@ def read_body(body: Any) -> tuple[tuple[Choice, ...], tuple[tuple[float, ...], .
     """Check a decoded reply and return (choices, embeddings); raise `MalformedReply`."""
     if not isinstance(body, Mapping):
         raise MalformedReply(f"the reply is a JSON {type(body).__name__}, not an object")
-    if isinstance(data := body.get("data"), Sequence) and "choices" not in body:
+    if "choices" not in body and isinstance(data := body.get("data"), Sequence):
         try:
             vectors = tuple(tuple(float(x) for x in entry["embedding"]) for entry in data)
         except (TypeError, KeyError, ValueError) as error:
             raise MalformedReply(f"an embedding cannot be read: {error!r}") from None
         return (), vectors
     choices = body.get("choices")
-    if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+    if not isinstance(choices, list) or not choices:
         raise MalformedReply("the reply holds no choices")
-    if not all(isinstance(c, Mapping) for c in choices):
-        raise MalformedReply("a choice of the reply is not an object")
+    for choice in choices:
+        if not isinstance(choice, Mapping):
+            raise MalformedReply("a choice of the reply is not an object")
     try:
-        in_order = sorted(choices, key=lambda c: c.get("index") or 0)
-        return tuple(Choice.from_body(c) for c in in_order), ()
+        if len(choices) > 1:
+            choices = sorted(choices, key=lambda c: c.get("index") or 0)
+        return tuple([Choice.from_body(c) for c in choices]), ()
     except (TypeError, ValueError, AttributeError) as error:
         raise MalformedReply(f"a choice of the reply cannot be read: {error!r}") from None
 
@@ -342,5 +351,9 @@ def _json(body: Mapping[str, Any], unsupported: frozenset[str]) -> bytes:
 
 def derive_seed(*parts: int | str | Iterable[int]) -> int:
     """Return a seed in 0 .. 2**31 - 1 that depends on the parts and their order alone."""
-    plain = [list(p) if isinstance(p, Iterable) and not isinstance(p, str) else p for p in parts]
+    plain = [
+        # The types first that nearly all parts have: asking an ABC takes longer than the hash.
+        list(p) if not isinstance(p, int | str) and isinstance(p, Iterable) else p
+        for p in parts
+    ]
     return int(_hash(plain, size=8), 16) & 0x7FFF_FFFF

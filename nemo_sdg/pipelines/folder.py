@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from nemo_sdg.data.frames import schema_of
+from nemo_sdg.data.backend import Dtype
 from nemo_sdg.data.parts import (
     Part,
     PartFormat,
@@ -34,7 +34,7 @@ from nemo_sdg.data.parts import (
 from nemo_sdg.errors import RunFolderError
 from nemo_sdg.stages.base import DEAD_COLUMNS, DROPPED_COLUMNS, PROVENANCE_COLUMNS, table
 
-TABLES: Mapping[str, Mapping[str, str]] = {
+TABLES: Mapping[str, Mapping[str, Dtype]] = {
     "dropped": DROPPED_COLUMNS,
     "dead_letters": DEAD_COLUMNS,
     "provenance": PROVENANCE_COLUMNS,
@@ -115,10 +115,8 @@ class RunFolder:
         for name, columns in TABLES.items():
             rows = tables[name]
             if rows:
-                frame = table(rows, columns, like=data)
-                parts[name] = write_part(
-                    self.path / name, f"part-{number:05d}-{task}", frame, schema=table_schema(name)
-                )
+                stem = f"part-{number:05d}-{task}"
+                parts[name] = write_part(self.path / name, stem, table(rows, columns))
         parts["data"] = write_part(
             self.data(task, is_only=is_only),
             number,
@@ -135,7 +133,7 @@ class RunFolder:
         for folder in (*folders, *(self.path / name for name in TABLES)):
             begin_folder(folder, "keep")
 
-    def finish(self, data: Mapping[Path, tuple[list[Part], Any]], like: Any) -> None:
+    def finish(self, data: Mapping[Path, tuple[list[Part], Any]]) -> None:
         """Place the manifests and remove parts that an earlier plan left behind."""
         found: dict[str, list[Part]] = {name: [] for name in TABLES}
         for state in sorted((self.path / "state").rglob("part-*.json")):
@@ -144,8 +142,7 @@ class RunFolder:
                     found[name].append(part)
         for name, parts in found.items():
             if not parts:
-                empty = table([], TABLES[name], like=like)
-                parts = [write_part(self.path / name, 0, empty, schema=table_schema(name))]
+                parts = [write_part(self.path / name, 0, table([], TABLES[name]))]
             _remove_others(self.path / name, parts)
             finish_folder(self.path / name, parts, table_schema(name))
         for folder, (parts, schema) in data.items():
@@ -161,9 +158,7 @@ class RunFolder:
 
 def table_schema(name: str) -> Any:
     """Return the Arrow schema of one of the side tables."""
-    import pandas as pd
-
-    return schema_of(table([], TABLES[name], like=pd.DataFrame()))
+    return table([], TABLES[name]).schema
 
 
 def _state_name(task: str, number: int) -> str:

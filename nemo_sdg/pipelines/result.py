@@ -113,7 +113,7 @@ def conclude(
         schema = schema_of(chain.meta(metas[0]))
         parts[folders[name]] = ([s["parts"]["data"] for s in mine], schema)
         task_seconds[name] = _busy_seconds(mine)
-    folder.finish(parts, job.parts[0].meta)
+    folder.finish(parts)
     tokens = {name: sum(one[name] for one in counts.values()) for name in TOKEN_COUNTS}
     dead_share = max(_dead_share(one) for one in counts.values())
     result = RunResult(

@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-from nemo_sdg.data.backend import from_values, is_cudf, to_values
+import pyarrow as pa
+
+from nemo_sdg.data.backend import Dtype, to_array, to_values
 from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.errors import DataError
 
@@ -27,7 +29,7 @@ SEGMENT_FIELD = "segment_id"
 JOINED_FIELD = "num_joined_segments"
 """How many segments a row of a joined document stands for; absent otherwise."""
 
-DROPPED_COLUMNS: Mapping[str, str] = {
+DROPPED_COLUMNS: Mapping[str, Dtype] = {
     "id": "string",
     "segment_id": "Int64",
     "task": "string",
@@ -35,7 +37,7 @@ DROPPED_COLUMNS: Mapping[str, str] = {
     "score": "float64",
     "text": "string",
 }
-DEAD_COLUMNS: Mapping[str, str] = {
+DEAD_COLUMNS: Mapping[str, Dtype] = {
     "id": "string",
     "segment_id": "Int64",
     "task": "string",
@@ -44,7 +46,7 @@ DEAD_COLUMNS: Mapping[str, str] = {
     "raw": "string",
     "attempts": "int64",
 }
-PROVENANCE_COLUMNS: Mapping[str, str] = {
+PROVENANCE_COLUMNS: Mapping[str, Dtype] = {
     "call": "string",
     "id": "string",
     "segment_id": "Int64",
@@ -114,28 +116,16 @@ class Record:
         )
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], *, like: Any) -> Any:
-    """Return rows as a frame of the library of `like`, with these columns and dtypes always."""
-    library = type(like)
-    return library(
-        {
-            name: from_values(
-                [row.get(name) for row in rows], like=_fresh(like, len(rows)), dtype=d
-            )
-            for name, d in columns.items()
-        }
-    )
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Dtype]) -> pa.Table:
+    """Return rows as an Arrow table with these columns and dtypes always.
 
-
-def _fresh(like: Any, rows: int) -> Any:
-    """An empty frame of the library of `like`, so that columns take a RangeIndex."""
-    if is_cudf(like):
-        import cudf
-
-        return cudf.DataFrame(index=range(rows))
-    import pandas as pd
-
-    return pd.DataFrame(index=range(rows))
+    They are values of the host and are written at once: a data frame between would take longer
+    than all the rest.
+    """
+    arrays = [
+        to_array([row.get(name) for row in rows], dtype=dtype) for name, dtype in columns.items()
+    ]
+    return pa.Table.from_arrays(arrays, names=list(columns))
 
 
 class Stage(ABC):

@@ -333,12 +333,11 @@ class Generate(Stage):
             row_id, segment = places[one.row]
             cost = servers.get(reply.endpoint, self.endpoint).cost(reply.usage)
             record.provenance.extend(self._provenance(row_id, segment, one.request, reply, cost))
-            record.counts["requests"] += 1
-            record.counts["from_ledger"] += reply.was_filed
-            record.counts["input_tokens"] += reply.usage.input_tokens
-            record.counts["output_tokens"] += reply.usage.output_tokens
-            record.counts["reasoning_tokens"] += reply.usage.reasoning_tokens
-            record.counts["cached_tokens"] += reply.usage.cached_tokens
+        counts, replies = record.counts, [reply for _, reply in asked]
+        counts["requests"] += len(replies)
+        counts["from_ledger"] += sum([reply.was_filed for reply in replies])
+        for name in ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens"):
+            counts[name] += sum([getattr(reply.usage, name) for reply in replies])
 
     def _provenance(
         self,
@@ -349,33 +348,31 @@ class Generate(Stage):
         cost: float | None,
     ) -> Iterator[dict[str, Any]]:
         """Yield one row a sample; tokens and cost stand with the first."""
-        shared = {
-            "id": row_id,
-            "segment_id": segment,
-            "task": self.task.name,
-            "model_asked": request.model,
-            "model_served": reply.model,
-            "prompt_hash": request.prompt_hash(),
-            "sampling_hash": request.sampling.fingerprint(),
-            "seed": request.seed,
-            "endpoint": reply.endpoint,
-            "attempts": reply.attempts,
-            "latency_s": reply.latency_s,
-            "was_filed": reply.was_filed,
-        }
-        usage = reply.usage
+        usage, first = reply.usage, True
         # Some servers send more choices than were asked for: the others have no key.
-        for i, (key, choice) in enumerate(zip(reply.keys, reply.choices, strict=False)):
-            tokens = {
-                "input_tokens": usage.input_tokens,
-                "output_tokens": usage.output_tokens,
-                "reasoning_tokens": usage.reasoning_tokens,
-                "cached_tokens": usage.cached_tokens,
-                "cost": cost,
+        for key, choice in zip(reply.keys, reply.choices, strict=False):
+            yield {
+                "call": key,
+                "id": row_id,
+                "segment_id": segment,
+                "task": self.task.name,
+                "model_asked": request.model,
+                "model_served": reply.model,
+                "prompt_hash": request.prompt_hash(),
+                "sampling_hash": request.sampling.fingerprint(),
+                "seed": request.seed,
+                "input_tokens": usage.input_tokens if first else 0,
+                "output_tokens": usage.output_tokens if first else 0,
+                "reasoning_tokens": usage.reasoning_tokens if first else 0,
+                "cached_tokens": usage.cached_tokens if first else 0,
+                "finish_reason": choice.finish_reason,
+                "endpoint": reply.endpoint,
+                "attempts": reply.attempts,
+                "latency_s": reply.latency_s,
+                "was_filed": reply.was_filed,
+                "cost": cost if first else 0,
             }
-            if i:
-                tokens = dict.fromkeys(tokens, 0)
-            yield shared | tokens | {"call": key, "finish_reason": choice.finish_reason}
+            first = False
 
 
 def _written(value: Any) -> str | None:

@@ -16,6 +16,7 @@ RULE = re.compile(r"[ \t]*(?:[-*_=](?:[ \t]*[-*_=]){2,}|[`~]{3,}[\w+.-]*)[ \t]*"
 """Regex: a whole line that is a ruler or a code fence."""
 
 _NEWLINES = re.compile("\r\n?|[\u2028\u2029\x85\x0b\x0c]")
+_ODD_NEWLINES = ("\r", "\u2028", "\u2029", "\x85", "\x0b", "\x0c")
 _OPENED = re.compile(r"(\*{1,3}|_{2,3})(?=\S|$)")
 _FENCED = re.compile(r"```[ \t]*(?:json[lc5]?)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _MAX_JSON_FAILURES = 100
@@ -26,7 +27,7 @@ def bare(text: str | None) -> str:
     r"""Return the text with "\n" as its only line end and no blanks around it; None is empty."""
     if text is None:
         return ""
-    lines = _NEWLINES.sub("\n", text)
+    lines = _plain_lines(text)
     while lines != (shorter := lines.strip().strip(ZERO_WIDTH)):
         lines = shorter
     return lines
@@ -34,7 +35,15 @@ def bare(text: str | None) -> str:
 
 def split_lines(text: str | None) -> list[str]:
     """Return the lines of a text, indents and all; none when it is empty."""
-    return _NEWLINES.sub("\n", text).strip(ZERO_WIDTH).split("\n") if text else []
+    return _plain_lines(text).strip(ZERO_WIDTH).split("\n") if text else []
+
+
+def _plain_lines(text: str) -> str:
+    # The pattern takes a look at every character: twenty times as long as these six searches.
+    for newline in _ODD_NEWLINES:
+        if newline in text:
+            return _NEWLINES.sub("\n", text)
+    return text
 
 
 def require(text: str | None) -> str:

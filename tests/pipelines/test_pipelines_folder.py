@@ -89,7 +89,7 @@ def test_manifests_come_last_and_leftovers_go(tmp_path: Path) -> None:
     assert read_manifest(data) is None
     folder.forget_parts("t", 2)  # a coarser plan has two parts only
     assert folder.finished("t", 2, "f") is None
-    folder.finish({data: ([s["parts"]["data"] for s in summaries[:2]], schema_of(DATA))}, DATA)
+    folder.finish({data: ([s["parts"]["data"] for s in summaries[:2]], schema_of(DATA))})
     manifest = read_manifest(data)
     assert manifest is not None and manifest["rows"] == 4
     assert sorted(p.name for p in data.glob("part-*")) == [
@@ -106,9 +106,7 @@ def test_tables_take_what_rows_have_and_fill_the_rest(tmp_path: Path) -> None:
     folder = made(tmp_path)
     rows = [{"id": "a", "task": "t", "filter": "x", "segment_id": None, "score": 0.5}]
     summary = write(folder, 0, dropped=rows)
-    folder.finish(
-        {folder.data("t", is_only=True): ([summary["parts"]["data"]], schema_of(DATA))}, DATA
-    )
+    folder.finish({folder.data("t", is_only=True): ([summary["parts"]["data"]], schema_of(DATA))})
     frame = rig.table_of(folder.path, "dropped")
     assert frame["segment_id"].isna().all() and frame["score"][0] == 0.5
     assert frame["text"].isna().all()

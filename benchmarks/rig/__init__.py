@@ -1,0 +1,1 @@
+"""What the benchmarks share: servers, the floor, processor time of all processes, one JSON line."""
