@@ -87,10 +87,16 @@ def schema_of(meta: Any) -> pa.Schema:
     """
     empty = meta.iloc[:0]
     if is_cudf(empty):
-        found = empty.to_arrow(preserve_index=False).schema
+        found = pa.schema([(str(name), _cudf_type(empty[name])) for name in empty.columns])
     else:
         found = pa.Schema.from_pandas(empty, preserve_index=False)
     return pa.schema([(field.name, _plain_type(field.type)) for field in found])
+
+
+def _cudf_type(column: Any) -> pa.DataType:
+    # Of an empty column of lists cuDF makes an Arrow column of nulls; its dtype knows better.
+    is_list = type(column.dtype).__name__ == "ListDtype"
+    return column.dtype.to_arrow() if is_list else column.to_arrow().type
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
