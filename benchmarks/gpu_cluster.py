@@ -1,4 +1,4 @@
-"""A whole recipe on LocalCUDACluster beside the same on pandas: are the rows equal, what does it take?
+"""A whole recipe on LocalCUDACluster and on pandas: are the rows equal, what does it take?
 
     python benchmarks/gpu_cluster.py [--copies 40] [--folder gpu-run]
 
@@ -104,7 +104,7 @@ def main() -> None:
                 Client(cluster) as client,
             ):
                 emit(step="cpu", **once(given.folder, source, url, "cpu", client))
-        except Exception:
+        except Exception:  # noqa: BLE001 - every step tells how it ended
             emit(step="cpu", failed=traceback.format_exc()[-3000:])
         try:
             from dask_cuda import LocalCUDACluster
@@ -121,11 +121,11 @@ def main() -> None:
             ):
                 emit(step="gpu", **once(given.folder, source, url, "gpu", client))
                 emit(step="memory", device_bytes=list(client.run(memory_used).values()))
-        except Exception:
+        except Exception:  # noqa: BLE001 - every step tells how it ended
             emit(step="gpu", failed=traceback.format_exc()[-3000:])
     try:
         compare(given.folder)
-    except Exception:
+    except Exception:  # noqa: BLE001
         emit(step="compare", failed=traceback.format_exc()[-2000:])
 
 
