@@ -81,6 +81,11 @@ class RunFolder:
             return orjson.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
+        except PermissionError:
+            raise RunFolderError(
+                f"{self.path} is the run folder of another user and may not be read: choose "
+                "another --output"
+            ) from None
         except orjson.JSONDecodeError:
             raise RunFolderError(
                 f"{self.path / name} is damaged; remove it and run again: answers are in ledger/"
@@ -93,10 +98,18 @@ class RunFolder:
     # --- parts -----------------------------------------------------------------------------------
 
     def finished(self, task: str, number: int, fingerprint: str) -> dict[str, Any] | None:
-        """Return the summary of a part that was finished under the same settings, or None."""
+        """Return the summary of a part that was finished under the same settings, or None.
+
+        A part whose files are gone since is not finished: it is made anew, from the ledger.
+        """
         found = self.read_json(_state_name(task, number))
         if found is None or found["fingerprint"] != fingerprint:
             return None
+        for name, part in found["parts"].items():
+            file = Path(part["path"]).name  # the folder may have been moved
+            places = (self.path / name / file, self.path / name / task / file)
+            if not any(place.exists() for place in places):
+                return None
         return dict(found)
 
     def write_part(
