@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 @click.option("--model", default="", help="Model to ask; default: the first one served.")
 @click.option("--api-key-env", metavar="NAME", help="Variable with the API key.")
 @click.option("--api-key-file", metavar="FILE", help="File with the API key.")
-def check(endpoint: str, model: str, api_key_env: str | None, api_key_file: str | None) -> None:
+@click.option(
+    "--allow-http-key",
+    is_flag=True,
+    help="Send a key over plain http to a host beyond this machine, where others can read it.",
+)
+def check(
+    endpoint: str,
+    model: str,
+    api_key_env: str | None,
+    api_key_file: str | None,
+    allow_http_key: bool,
+) -> None:
     """See what an endpoint offers: models, key, context window, a short answer, features.
 
     Sends five requests of at most 48 tokens.
@@ -35,7 +46,11 @@ def check(endpoint: str, model: str, api_key_env: str | None, api_key_file: str 
         _show(
             check_endpoint(
                 Endpoint(
-                    url=endpoint, model=model, api_key_env=api_key_env, api_key_file=api_key_file
+                    url=endpoint,
+                    model=model,
+                    api_key_env=api_key_env,
+                    api_key_file=api_key_file,
+                    allow_http_key=allow_http_key,
                 )
             )
         )

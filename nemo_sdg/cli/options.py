@@ -36,6 +36,7 @@ FIELDS = (
     "task_file",
     "api_key_env",
     "api_key_file",
+    "allow_http_key",
     "max_failures",
     "max_outage_s",
     "device",

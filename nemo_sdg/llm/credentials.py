@@ -28,8 +28,8 @@ _SECRET_NAME = re.compile(
 )
 _KEY = re.compile(r"[!-~]+")
 _HEADER_VALUE = re.compile(r"[ -~]*")
-_LEAST_PIECE = 8
-"""Pieces of a malformed key shorter than this are not hidden: they would be common words."""
+LEAST_PIECE = 8
+"""Shorter pieces of a malformed key are not hidden: they would be common words."""
 
 
 def checked_key(found: str, where: str) -> str:
@@ -66,6 +66,16 @@ def read_key_file(path: str) -> str:
     if not found:
         raise CredentialError(f"the API key file {path} is empty")
     return found
+
+
+def readable_key(host: str) -> str:
+    """Return the words for a key that others could read on its way to a host."""
+    return (
+        f"the key would go to {host} over plain http, where others on the way can read it: use an "
+        "https:// address, or a tunnel that ends at 127.0.0.1; in a network that you trust allow "
+        "it with --allow-http-key (allow_http_key in a recipe or an Endpoint). A server that needs "
+        "no key: unset the variable"
+    )
 
 
 # --- headers --------------------------------------------------------------------------------------
@@ -208,7 +218,7 @@ def scrubbed(text: str, secrets: Iterable[str]) -> str:
     """
     forms: set[str] = set()
     for secret in secrets:
-        pieces = [p for p in secret.split() if len(p) >= _LEAST_PIECE]
+        pieces = [p for p in secret.split() if len(p) >= LEAST_PIECE]
         for piece in filter(None, {secret, *pieces}):
             forms |= _forms(piece)
     for form in sorted(forms, key=len, reverse=True):

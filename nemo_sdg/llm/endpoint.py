@@ -77,6 +77,8 @@ class Endpoint:
             A password, or the whole address, is read from the environment: `$NAME`.
         ca_file: certificates of a private authority; TLS is always verified.
         price_in, price_out: money per million tokens; None: unknown, never 0.
+        allow_http_key: send a key over plain http to a host beyond loopback, where others on the
+            way can read it.
     """
 
     url: str
@@ -97,6 +99,7 @@ class Endpoint:
     ca_file: str | None = None
     price_in: float | None = None
     price_out: float | None = None
+    allow_http_key: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -159,6 +162,12 @@ class Endpoint:
             return False
 
     @property
+    def is_readable(self) -> bool:
+        """True where others could read what is sent, and nobody has allowed a key to go there."""
+        is_plain = urlsplit(self.url).scheme == "http"
+        return is_plain and not self.is_loopback and not self.allow_http_key
+
+    @property
     def is_local(self) -> bool:
         """True for loopback, private addresses and names without a public domain."""
         try:
@@ -216,12 +225,19 @@ class Endpoint:
         return None, ""
 
     def request_headers(self) -> dict[str, str]:
-        """Return the headers of a request, the key among them: never to be logged."""
+        """Return the headers of a request, the key among them: never to be logged.
+
+        Raises:
+            CredentialError: as `key`; a variable that a header names is not set; or a secret would
+                go over plain http to a host beyond loopback.
+        """
         headers = {"Content-Type": "application/json", "User-Agent": "nemo-sdg"}
         if key := self.key():
             headers["Authorization"] = f"Bearer {key}"
         for name, value in dict(self.headers).items():
             headers[name] = credentials.header_value(name, value)
+        if (key or any(credentials.secrets_of_headers(dict(self.headers)))) and self.is_readable:
+            raise CredentialError(credentials.readable_key(self.host))
         return headers
 
     def proxy_address(self) -> str | None:

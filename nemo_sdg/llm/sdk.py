@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_sdg.errors import (
     ConnectionFailed,
+    CredentialError,
     EndpointError,
     MalformedReply,
     NemoSdgError,
     RequestError,
     RequestTimeout,
 )
+from nemo_sdg.llm import credentials
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.protocol import DETAIL_CHARACTERS, PATHS, decode_any, decode_reply, error_for
 
@@ -38,8 +40,18 @@ def is_async_sdk(value: object) -> bool:
 
 
 def endpoint_of(sdk: openai.OpenAI | openai.AsyncOpenAI, model: str) -> Endpoint:
-    """Return the endpoint that a client object stands for; it holds no key."""
-    return Endpoint(url=str(sdk.base_url), model=model)
+    """Return the endpoint that a client object stands for; it holds no key.
+
+    Raises:
+        CredentialError: its key would go over plain http to a host beyond loopback. openai wants
+            some key always: one too short to be a secret ("none", "EMPTY") stands for none.
+    """
+    endpoint = Endpoint(url=str(sdk.base_url), model=model)
+    if endpoint.is_readable and len(str(sdk.api_key)) >= credentials.LEAST_PIECE:
+        raise CredentialError(
+            f"{credentials.readable_key(endpoint.host)}, or give the object the key 'none'"
+        )
+    return endpoint
 
 
 class SdkTransport:

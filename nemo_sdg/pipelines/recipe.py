@@ -111,6 +111,8 @@ class Recipe(Part):
     """Name of the variable with the API key; default NEMO_SDG_API_KEY where it is set."""
     api_key_file: File = _field("free")
     """File with the API key."""
+    allow_http_key: bool = _field("free", False)
+    """Send a key over plain http to a host beyond this machine, where others can read it."""
     headers: dict[str, str] = _field("free", dict)
     """Headers sent with every request; $NAME is read from the environment."""
     proxy: str | None = _field("free", min_length=1)
@@ -247,6 +249,7 @@ class Recipe(Part):
             ca_file=self.ca_file,
             price_in=self.price_in,
             price_out=self.price_out,
+            allow_http_key=self.allow_http_key,
         )
 
     def beside(self, endpoint: Endpoint) -> tuple[tuple[Endpoint, ...], Endpoint | None]:
