@@ -137,6 +137,13 @@ class OfflineServer(ApiServer):
         """Count as a run against this server does: with the tokenizer of the package."""
         return int(self._tokenizer.count([text])[0])
 
+    def count_prompt(self, call: Call) -> int:
+        """Count a chat as servers of models do: rendered by the tokenizer's template."""
+        if call.kind != "chat":
+            return self.count(call.text)
+        messages = [{"role": role, "content": text} for role, text in call.parts]
+        return self._tokenizer.chat_tokens(messages)
+
     def about(self) -> str:
         """Say that this is no language model."""
         return ABOUT.format(url=self.url, model=OFFLINE_MODEL)

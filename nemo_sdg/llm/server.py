@@ -92,6 +92,10 @@ class ApiServer:
         """Return the tokens of a text, for the usage block."""
         return count_tokens(text)
 
+    def count_prompt(self, call: Call) -> int:
+        """Return the tokens of a prompt, for the usage block."""
+        return self.count(call.text)
+
     def about(self) -> str:
         """Return the plain text of `GET /`."""
         return f"{type(self).__name__}: an OpenAI-compatible endpoint at {self.url}\n"
@@ -103,7 +107,13 @@ class ApiServer:
             return json_response(embeddings_body(call, self.model_of(call), self.dimensions))
         answers = await self.answers(call)
         model = self.model_of(call)
-        response = Response(call=call, model=model, answers=answers, count=self.count)
+        response = Response(
+            call=call,
+            model=model,
+            answers=answers,
+            count=self.count,
+            prompt_tokens=self.count_prompt(call),
+        )
         if call.body.get("stream"):
             return await self.stream(request, response)
         return json_response(response.body())
@@ -144,32 +154,13 @@ class ApiServer:
         """Return the name of the model that answers a call."""
         return call.body.get("model") or next(iter(self.models))
 
-    async def stream(
-        self,
-        request: web.BaseRequest,
-        response: Response,
-        *,
-        pace: Callable[[float], Awaitable[None]] | None = None,
-        on_event: Callable[[bool], None] | None = None,
-    ) -> web.StreamResponse:
-        """Write a response as server-sent events.
-
-        Args:
-            request: whom to answer.
-            response: what to write.
-            pace: awaited before each event with the share of the events written so far.
-            on_event: called before each event is written; its argument is true for the last.
-        """
+    async def stream(self, request: web.BaseRequest, response: Response) -> web.StreamResponse:
+        """Write a response as server-sent events."""
         out = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         )
-        events = list(response.events())
         await out.prepare(request)
-        for i, event in enumerate(events, 1):
-            if pace is not None:
-                await pace(i / len(events))
-            if on_event is not None:
-                on_event(i == len(events))
+        for event in response.events():
             await out.write(event)
         await out.write_eof()
         return out

@@ -60,18 +60,20 @@ class Answer:
 class Response:
     """A whole reply before it is written: as one body, or as the events of a stream.
 
-    `count` says how many tokens a text has, for the usage object.
+    `count` says how many tokens a text has, for the usage object, and `prompt_tokens` how many the
+    prompt has; None: its texts counted.
     """
 
     call: Call
     model: str
     answers: list[Answer]
     count: Callable[[str], int] = count_tokens
+    prompt_tokens: int | None = None
 
     @property
     def usage(self) -> dict[str, Any]:
         """The usage object, in tokens as `count` counts them."""
-        return count_usage(self.call, self.answers, self.count)
+        return count_usage(self.call, self.answers, self.count, self.prompt_tokens)
 
     def body(self) -> bytes:
         """Return the JSON of a reply in one piece."""
@@ -151,10 +153,13 @@ class Response:
 
 
 def count_usage(
-    call: Call, answers: Sequence[Answer], count: Callable[[str], int] = count_tokens
+    call: Call,
+    answers: Sequence[Answer],
+    count: Callable[[str], int] = count_tokens,
+    prompt_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Return the usage object; reasoning counts as output."""
-    given = count(call.text)
+    given = count(call.text) if prompt_tokens is None else prompt_tokens
     thought = sum(count(a.reasoning) for a in answers if a.reasoning)
     made = thought + sum(count(a.text) for a in answers if a.text)
     usage: dict[str, Any] = {

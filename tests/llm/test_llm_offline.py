@@ -100,8 +100,11 @@ def test_limits_and_stop_strings_hold(server: OfflineServer) -> None:
     reply = ask(server, prompt, max_tokens=500)
     assert reply["choices"][0]["finish_reason"] == "stop"
     # As a run against it counts, so that the figures of a run agree.
-    (tokens,) = load_tokenizer("bundled").count([text_of(reply)])
+    tokenizer = load_tokenizer("bundled")
+    (tokens,) = tokenizer.count([text_of(reply)])
+    chat = tokenizer.chat_tokens([{"role": "user", "content": prompt}])
     assert reply["usage"]["completion_tokens"] == tokens
+    assert reply["usage"]["prompt_tokens"] == chat > tokenizer.count([prompt])[0]
 
 
 def test_an_answer_of_exactly_the_limit_is_whole() -> None:
