@@ -1,17 +1,27 @@
-"""Before the first request: identity of the folder, endpoint, tokenizer, and the one line."""
+"""Before the first request: identity of the folder, endpoint, tokenizer, and the one line.
+
+`asking` does all of it for the few rows of a preview or a pilot, which this process asks by itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from nemo_sdg.errors import Interrupted, RunFolderError
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.engine_config import in_run
+from nemo_sdg.llm.worker import run_ends
+from nemo_sdg.pipelines.count import Estimate
 from nemo_sdg.pipelines.folder import RunFolder
-from nemo_sdg.pipelines.job import Estimate, Job, choose_tokenizer, plan_job
+from nemo_sdg.pipelines.job import Job, choose_tokenizer, fingerprint_inputs, plan_job
 from nemo_sdg.pipelines.offline import OFFLINE, OFFLINE_MODEL, offline_endpoint
+from nemo_sdg.pipelines.owner import owned
 from nemo_sdg.pipelines.preflight import preflight
 from nemo_sdg.pipelines.progress import Observer
 from nemo_sdg.pipelines.recipe import Recipe, difference, load_recipe
@@ -70,6 +80,12 @@ def bind(
     folder.write_json("state.json", (folder.read_json("state.json") or {}) | state | more)
 
 
+def named_endpoint(recipe: Recipe) -> Endpoint:
+    """Return the endpoint of a recipe as it stands there: nothing is started or contacted."""
+    address = recipe.require_endpoint()
+    return recipe.endpoint_for("http://127.0.0.1/v1" if address == OFFLINE else address)
+
+
 @contextlib.contextmanager
 def open_endpoint(recipe: Recipe, observer: Observer) -> Iterator[Endpoint]:
     """Yield the endpoint of a recipe; the built-in one runs while the context lasts.
@@ -77,10 +93,9 @@ def open_endpoint(recipe: Recipe, observer: Observer) -> Iterator[Endpoint]:
     Raises:
         CredentialError: a key or a header that is named is not set.
     """
-    address = recipe.require_endpoint()
-    endpoint = recipe.endpoint_for("http://127.0.0.1/v1" if address == OFFLINE else address)
+    endpoint = named_endpoint(recipe)
     endpoint.request_headers()  # a key that is not set is told here, not by some worker
-    if address != OFFLINE:
+    if recipe.endpoint != OFFLINE:
         yield endpoint
         return
     observer.note(
@@ -137,6 +152,49 @@ def prepare(
 def _beside(recipe: Recipe, endpoint: Endpoint) -> list[Endpoint]:
     replicas, fallback = recipe.beside(endpoint)
     return [*replicas, *([fallback] if fallback else [])]
+
+
+@contextlib.contextmanager
+def asking(
+    recipe: Recipe,
+    output: str | Path | None,
+    observer: Observer,
+    **changes: Any,
+) -> Iterator[tuple[Job, Endpoint]]:
+    """Yield job and endpoint to ask about some rows from this process, and clean up after them.
+
+    With `output` the folder is taken as a run takes it, and answers are filed where the run will
+    find them; with neither an output nor a ledger they are not kept.
+
+    Args:
+        recipe: the run's.
+        output: the run's folder.
+        observer: told what the endpoint is.
+        changes: fields that differ in the job, such as a smaller `limit`.
+    """
+    with contextlib.ExitStack() as stack:
+        folder: RunFolder | None = None
+        inputs: list[dict[str, Any]] = []
+        state: dict[str, Any] = {}
+        if output is not None:
+            folder = RunFolder(Path(output).expanduser().resolve(), recipe.format)
+            inputs = fingerprint_inputs(recipe)
+            check_identity(folder, recipe, inputs, extend=False)
+            folder.make()
+            stack.enter_context(owned(folder.path))
+            state = folder.read_json("state.json") or {}
+        ledger = None
+        if folder is None and recipe.ledger is None:
+            ledger = stack.enter_context(tempfile.TemporaryDirectory(prefix="nemo-sdg-"))
+        endpoint = stack.enter_context(open_endpoint(recipe, observer))
+        few = recipe.model_copy(update=changes)
+        job = prepare(few, endpoint, folder, "", state, ledger=ledger)
+        if folder is not None:
+            bind(folder, recipe, inputs, job.tokenizer)
+        run = uuid.uuid4().hex
+        stack.callback(run_ends, run)
+        stack.enter_context(in_run(run))
+        yield job, endpoint
 
 
 def announce(job: Job, endpoint: Endpoint, planned: Estimate, observer: Observer) -> None:

@@ -1,10 +1,10 @@
-"""From a recipe to work: which chains run over which partitions, and what that will take."""
+"""From a recipe to work: which chains run over which partitions."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -19,10 +19,8 @@ from nemo_sdg.llm.engine_config import Caps
 from nemo_sdg.llm.request import derive_seed
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.columns import check_columns
-from nemo_sdg.pipelines.recipe import Recipe
-from nemo_sdg.pipelines.tokenize_route import NAME as TOKENIZE_ROUTE
+from nemo_sdg.pipelines.recipe import OFFLINE, Recipe
 from nemo_sdg.pipelines.tokenize_route import remote_tokenizer
-from nemo_sdg.stages.reshape import TOKENS_FIELD
 from nemo_sdg.tasks.task import FlowTask, Plan, Task
 from nemo_sdg.text.filters import above, at_most
 from nemo_sdg.text.tokens import Tokenizer, load_tokenizer
@@ -33,7 +31,6 @@ HIGH_QUALITY_ABOVE = 11
 PARTS_PER_WORKER = 4
 LARGEST_BLOCK, SMALLEST_BLOCK, MOST_BLOCKS = 1 << 20, 16 << 10, 4000
 MOST_ROWS = 2000
-ESTIMATE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +46,6 @@ class Part:
     fingerprint: str
     frame: Any
     meta: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What a run will ask for. Exact where every partition was looked at, else scaled up."""
-
-    rows: int
-    requests: int
-    input_tokens: int
-    output_tokens_at_most: int | None
-    is_exact: bool
-
-    def cost_at_most(self, endpoint: Endpoint) -> float | None:
-        """Money for all input and the longest answers allowed; None where a price is unknown."""
-        if endpoint.price_in is None or endpoint.price_out is None:
-            return None
-        if self.output_tokens_at_most is None:
-            return None
-        spent = self.input_tokens * endpoint.price_in
-        return (spent + self.output_tokens_at_most * endpoint.price_out) / 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +76,15 @@ def fingerprint_inputs(recipe: Recipe) -> list[dict[str, Any]]:
 def choose_tokenizer(recipe: Recipe, endpoint: Endpoint, *, is_offline: bool) -> Tokenizer:
     """Load the tokenizer in the order of DESIGN 8; the built-in endpoint has the bundled one."""
     if recipe.tokenizer or is_offline:
-        return load_tokenizer(recipe.tokenizer or "bundled")
+        return own_tokenizer(recipe)
     return remote_tokenizer(endpoint, recipe.model)
+
+
+def own_tokenizer(recipe: Recipe) -> Tokenizer:
+    """Load the tokenizer that is at hand without asking the endpoint; it may be a stand-in."""
+    if recipe.tokenizer or recipe.endpoint == OFFLINE:
+        return load_tokenizer(recipe.tokenizer or "bundled")
+    return load_tokenizer(model=recipe.model)
 
 
 def plan_job(
@@ -153,59 +137,6 @@ def plan_job(
         ledger=ledger,
         block_bytes=block_bytes,
     )
-
-
-def estimate(job: Job) -> Estimate:
-    """Count what will be asked: on all partitions of a small input, on a sample of a large one.
-
-    Sends no request: where the server counts the tokens, the bundled tokenizer stands in and
-    nothing is exact. Reads and tokenizes about 4 MB at most.
-    """
-    from dask.base import compute
-    from dask.delayed import delayed
-
-    sums = [0.0, 0.0, 0.0, 0.0]
-    is_exact = is_known = True
-    most = max(1, ESTIMATE_BYTES // (job.block_bytes or SMALLEST_BLOCK))
-    for chain in job.chains:
-        parts = [part for part in job.parts if part.chain is chain]
-        sample = parts[:: -(-len(parts) // most)]
-        counting = _counting_here(chain)
-        is_exact = is_exact and counting is chain
-        lazy = [delayed(_count)(counting, part.frame) for part in sample]
-        for counts in compute(*lazy, scheduler="synchronous"):
-            is_known = is_known and counts[3] is not None
-            for i, count in enumerate(counts):
-                sums[i] += (count or 0) * len(parts) / len(sample)
-        is_exact = is_exact and len(sample) == len(parts)
-    rows, requests, input_tokens, output_tokens = (round(number) for number in sums)
-    return Estimate(
-        rows=rows,
-        requests=requests,
-        input_tokens=input_tokens,
-        output_tokens_at_most=output_tokens if is_known else None,
-        is_exact=is_exact,
-    )
-
-
-def _counting_here(chain: Chain) -> Chain:
-    if chain.tokenizer.engine != TOKENIZE_ROUTE:
-        return chain
-    return replace(chain, tokenizer=load_tokenizer("bundled"))
-
-
-def _count(chain: Chain, frame: Any) -> tuple[int, int, int, int | None]:
-    prepared = chain.prepare(frame)
-    task, requests = chain.task, len(prepared)
-    if TOKENS_FIELD in prepared.columns:
-        text = int(prepared[TOKENS_FIELD].sum())
-    elif chain.reads_documents and chain.text_field in prepared.columns:
-        text = int(chain.tokenizer.count_column(prepared[chain.text_field]).sum())
-    else:
-        text = 0
-    tokens = text + requests * chain.overhead_tokens
-    longest = task.full_sampling.max_output_tokens if isinstance(task, Task) else None
-    return len(frame), requests, tokens, longest * requests if longest else None
 
 
 # --- chains ---------------------------------------------------------------------------------------

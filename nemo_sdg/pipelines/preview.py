@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nemo_sdg.data.frames import to_rows
-from nemo_sdg.llm.engine_config import in_run
-from nemo_sdg.llm.worker import run_ends
-from nemo_sdg.pipelines.begin import bind, check_identity, open_endpoint, prepare
+from nemo_sdg.pipelines.begin import asking
 from nemo_sdg.pipelines.chain import Chain
-from nemo_sdg.pipelines.folder import RunFolder
-from nemo_sdg.pipelines.job import fingerprint_inputs, planned_rows
-from nemo_sdg.pipelines.owner import owned
+from nemo_sdg.pipelines.job import planned_rows
 from nemo_sdg.pipelines.progress import Quiet
 from nemo_sdg.pipelines.recipe import Recipe
 
@@ -26,36 +19,19 @@ def preview(
 ) -> list[dict[str, Any]]:
     """Ask about the first rows and return source beside answer; writes no data.
 
-    With `output` the answers are filed in that run's ledger, so that the run does not pay again.
+    With `output` the answers are filed in that run's ledger (the recipe's where it names one), so
+    that the run does not pay again.
 
     Returns:
         One dict a row: `task`, `id`, `source` (None for tasks without input), `output`, `error`.
     """
-    state: dict[str, Any] = {}
-    with contextlib.ExitStack() as stack:
-        if output is None:
-            ledger = stack.enter_context(tempfile.TemporaryDirectory(prefix="nemo-sdg-"))
-        else:
-            folder = RunFolder(Path(output).expanduser().resolve(), recipe.format)
-            inputs = fingerprint_inputs(recipe)
-            check_identity(folder, recipe, inputs, extend=False)
-            folder.make()
-            stack.enter_context(owned(folder.path))
-            state = folder.read_json("state.json") or {}
-            ledger = folder.ledger
-        endpoint = stack.enter_context(open_endpoint(recipe, Quiet()))
-        # A preview with `limit` sees the rows that the run will see, at their own ids.
-        few = recipe.model_copy(update={"limit": min(rows, recipe.limit or rows), "workers": 1})
-        job = prepare(few, endpoint, None, "", state, ledger=ledger)
-        if output is not None:
-            bind(folder, recipe, inputs, job.tokenizer)
-        run = uuid.uuid4().hex
-        stack.callback(run_ends, run)
-        stack.enter_context(in_run(run))
+    # A preview with `limit` sees the rows that the run will see, at their own ids.
+    limit = min(rows, recipe.limit or rows)
+    with asking(recipe, output, Quiet(), limit=limit, workers=1) as (job, _):
         shown: list[dict[str, Any]] = []
         for chain in job.chains:
             frames = [part.frame.compute() for part in job.parts if part.chain is chain]
-            shown += _previewed(chain, frames, few, rows)
+            shown += _previewed(chain, frames, recipe, rows)
         return shown
 
 

@@ -16,8 +16,9 @@ from nemo_sdg.llm.engine_config import in_run
 from nemo_sdg.llm.worker import EngineLost, run_ends
 from nemo_sdg.pipelines.begin import announce
 from nemo_sdg.pipelines.chain import Chain, PartResult
+from nemo_sdg.pipelines.count import estimate
 from nemo_sdg.pipelines.folder import RunFolder
-from nemo_sdg.pipelines.job import Job, Part, estimate
+from nemo_sdg.pipelines.job import Job, Part
 from nemo_sdg.pipelines.owner import Lease
 from nemo_sdg.pipelines.preflight import worker_preflight
 from nemo_sdg.pipelines.progress import TOPIC, Gathered, Observer, publish_from_here
@@ -60,7 +61,7 @@ def do_work(
     is_only = len(job.chains) == 1
     folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
     with (
-        _cluster(job.recipe, endpoint, client) as cluster,
+        open_cluster(job.recipe, endpoint, client) as cluster,
         _engines_stopped(cluster, endpoint) as run,
     ):
         for server in job.chains[0].generate.config().endpoints:
@@ -193,7 +194,7 @@ def _made(chain: Chain, frame: Any) -> PartResult:
 
 
 @contextlib.contextmanager
-def _cluster(recipe: Recipe, endpoint: Endpoint, client: Any) -> Iterator[Any]:
+def open_cluster(recipe: Recipe, endpoint: Endpoint, client: Any) -> Iterator[Any]:
     """Yield a connected client: the one given, one of a running scheduler, or a local cluster."""
     import dask
 

@@ -21,7 +21,8 @@ from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.offers import read_count
 from nemo_sdg.llm.retry import RetryPolicy
 from nemo_sdg.pipelines import tokenize_route
-from nemo_sdg.pipelines.job import choose_tokenizer, estimate, plan_job
+from nemo_sdg.pipelines.count import estimate
+from nemo_sdg.pipelines.job import choose_tokenizer, plan_job
 from nemo_sdg.pipelines.tokenize_route import NoRoute, RemoteCount, remote_tokenizer
 
 QUICK = RetryPolicy(max_tries=3, base_wait_s=0.001)
