@@ -71,17 +71,26 @@ class Display:
 
     def progress(self, state: Progress) -> None:
         """Show the state: at once in a terminal, else every few seconds and at the end."""
+        is_end = state.parts_done == state.parts_total
+        self._update(progress_line(state), share_done(state), is_end=is_end)
+
+    def counted(self, done: int, total: int) -> None:
+        """Show how many partitions of a plan are counted."""
+        if self._told_s < 0:
+            self._told_s = time.monotonic()  # one that is quick needs no line
+        self._update(f"counting: {done:,} of {total:,} partitions", done / total, is_end=False)
+
+    def _update(self, line: str, share: float, *, is_end: bool) -> None:
         if self._is_live:
             if self._live is None:
                 self._live = Live(console=self._console, refresh_per_second=4, transient=True)
                 self._live.start()
-            self._live.update(_bar(state, self._console.width))
+            self._live.update(_bar(line, share, self._console.width))
             return
         now = time.monotonic()
-        is_end = state.parts_done == state.parts_total
         if is_end or now - self._told_s >= PLAIN_LINE_EVERY_S:
             self._told_s = now
-            self._write(progress_line(state))
+            self._write(line)
 
     def _write(self, text: str) -> None:
         # `Text`: square brackets in what is shown are no markup.
@@ -103,27 +112,31 @@ def progress_line(state: Progress) -> str:
         f"{state.input_tokens:,} tokens in, {state.output_tokens:,} out",
         f"{state.errors:,} errors",
         f"{state.in_flight:,} in flight",
-        _duration(state.seconds),
+        duration(state.seconds),
     ]
     if state.seconds_left is not None and state.parts_done < state.parts_total:
-        parts.append(f"{_duration(state.seconds_left)} left")
+        parts.append(f"{duration(state.seconds_left)} left")
     if state.note:
         parts.append(state.note)
     return " | ".join(parts)
 
 
-def _bar(state: Progress, width: int) -> Text:
+def share_done(state: Progress) -> float:
+    """Return how much of a run is done, from 0 to 1."""
     if state.requests_total:
-        share = min(1.0, state.requests_done / state.requests_total)
-    else:
-        share = state.parts_done / max(1, state.parts_total)
+        return min(1.0, state.requests_done / state.requests_total)
+    return state.parts_done / max(1, state.parts_total)
+
+
+def _bar(line: str, share: float, width: int) -> Text:
     room = max(10, min(40, width // 4))
     full = round(share * room)
     bar = Text("█" * full, style="green").append("░" * (room - full), style="dim")
-    return bar.append(f" {share:4.0%}  ").append(progress_line(state), style="default")
+    return bar.append(f" {share:4.0%}  ").append(line, style="default")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in the units that fit it."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -136,7 +149,7 @@ def _duration(seconds: float) -> str:
 
 def show_result(result: RunResult, console: Console | None = None) -> None:
     """Show the table by task, three rows, and where the output is."""
-    console = console or _out()
+    console = console or out_console()
     console.print(result_table(result))
     for row in result.samples[:3]:
         console.print()
@@ -149,7 +162,7 @@ def show_result(result: RunResult, console: Console | None = None) -> None:
     if result.was_complete_before:
         lines.append("complete: everything was done before, nothing was asked")
     else:
-        lines.append(f"complete after {_duration(result.seconds)}")
+        lines.append(f"complete after {duration(result.seconds)}")
     if result.exit_code == 4:
         lines.append(
             "more than 5 % of the segments of a task have no answer: the reasons stand in "
@@ -212,7 +225,7 @@ def _reasons(numbers: Mapping[str, int]) -> str:
 
 def show_preview(rows: list[dict[str, Any]], console: Console | None = None) -> None:
     """Show answers beside their sources."""
-    console = console or _out()
+    console = console or out_console()
     if not rows:
         console.print("no rows: nothing in the input is long enough for these tasks")
     for number, row in enumerate(rows):
@@ -247,6 +260,7 @@ def shortened(value: Any, most: int = _SAMPLE_CHARACTERS) -> str:
     return f"{text[: most - tail - 3]} … {text[-tail:]}"
 
 
-def _out() -> Console:
+def out_console() -> Console:
+    """Return the console of results: wide enough for tables where it is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)

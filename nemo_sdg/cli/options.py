@@ -42,6 +42,7 @@ FIELDS = (
     "device",
     "partition_size",
     "scheduler",
+    "ledger",
     "stream",
     "price_in",
     "price_out",

@@ -10,11 +10,11 @@ import click
 from nemo_sdg.cli.main import Place
 from nemo_sdg.cli.options import folder_option, recipe_of, recipe_options
 
-_ARGUMENT = "TASK|RECIPE.yaml"
+ARGUMENT = "TASK|RECIPE.yaml"
 
 
 @click.command()
-@click.argument("task", required=False, metavar=_ARGUMENT)
+@click.argument("task", required=False, metavar=ARGUMENT)
 @click.option(
     "--output",
     required=True,
@@ -46,7 +46,7 @@ def run(task: str | None, output: str, extend: bool, **options: Any) -> int:
 
 
 @click.command()
-@click.argument("task", required=False, metavar=_ARGUMENT)
+@click.argument("task", required=False, metavar=ARGUMENT)
 @click.option(
     "--output",
     metavar="FOLDER",

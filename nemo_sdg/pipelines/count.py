@@ -38,6 +38,7 @@ class Counted:
     """Sums over partitions. What depends on answers is a guess, made request by request.
 
     Attributes:
+        parts: partitions.
         documents: rows of the input, or planned ones.
         rows: those that are asked about: documents, or segments of long ones.
         requests: without second tries; of a flow those before its first answer.
@@ -47,6 +48,7 @@ class Counted:
         stored_bytes: columns of the rows that are asked about, as Arrow holds them.
     """
 
+    parts: int = 0
     documents: int = 0
     rows: int = 0
     requests: int = 0
@@ -175,6 +177,7 @@ def counted(chain: Chain, frame: Any) -> Counted:
     found = sizes(chain, prepared)
     expected = guessed_tokens(chain, found)
     return Counted(
+        parts=1,
         documents=len(frame),
         rows=len(np.unique(found.row)),
         requests=len(found.row),

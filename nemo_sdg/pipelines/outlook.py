@@ -21,8 +21,9 @@ from nemo_sdg.pipelines.job import Job
 from nemo_sdg.pipelines.pilot import Asked
 from nemo_sdg.pipelines.predict import Band, Total, span_s, together, total
 
-LEDGER_BYTES, PROVENANCE_BYTES, BYTES_PER_TOKEN = 700, 120, 4.5
-"""Disk space of an answer beside its text, and of a token of it: see `Disk`."""
+ANSWER_BYTES, PROVENANCE_BYTES, PART_BYTES, BYTES_PER_TOKEN = 550, 60, 15_000, 4.5
+"""Disk space of an answer beside its text, of a row of provenance, of a part's files by themselves
+(schemas, summaries), and of a token. Measured on the demo with some room; see `Disk`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +34,18 @@ class Disk:
         data: the columns of the rows as Arrow holds them, and the answers.
         ledger: every answer, with the fields around it that servers send.
         provenance: a row of numbers and hashes an answer.
+        parts: what every part takes by itself, in all folders together.
     """
 
     data: int = 0
     ledger: int = 0
     provenance: int = 0
+    parts: int = 0
 
     @property
     def all(self) -> int:
         """The sum."""
-        return self.data + self.ledger + self.provenance
+        return self.data + self.ledger + self.provenance + self.parts
 
     def __add__(self, other: Disk) -> Disk:
         return Disk(
@@ -201,7 +204,9 @@ class _Measured:
 
     def __init__(self, sums: Counted, asked: Asked, endpoint: Endpoint) -> None:
         self.sums, self.asked = sums, asked
-        self.requests = self._total(asked.requests)
+        self.requests = total(
+            asked.first, asked.requests, num_rows=sums.rows, sum_sizes=sums.requests
+        )
         self.input_tokens = self._total(asked.input_tokens)
         self.output_tokens = self._total(asked.output_tokens)
         self.seconds = self._total(asked.seconds)
@@ -293,8 +298,9 @@ def _disk(sums: Counted, requests: int, output_tokens: float) -> Disk:
     answers = output_tokens * BYTES_PER_TOKEN
     return Disk(
         data=round(sums.stored_bytes + answers),
-        ledger=round(requests * LEDGER_BYTES + answers),
+        ledger=round(requests * ANSWER_BYTES + answers),
         provenance=requests * PROVENANCE_BYTES,
+        parts=sums.parts * PART_BYTES,
     )
 
 

@@ -25,6 +25,7 @@ class Asked:
 
     Attributes:
         size: tokens of the row's first requests, counted before anything was asked.
+        first: how many these are.
         requests, input_tokens, output_tokens, seconds: of all its questions, second tries too.
         latencies_s: of every request.
         filed: requests whose answers stood in the ledger already.
@@ -32,6 +33,7 @@ class Asked:
     """
 
     size: Any
+    first: Any
     requests: Any
     input_tokens: Any
     output_tokens: Any
@@ -56,7 +58,7 @@ def ask(chain: Chain, parts: Sequence[Part], rows: Sequence[int], *, wanted: int
         wanted: rows to ask.
     """
     counting = counting_here(chain)
-    frames, found = [], []
+    frames, found, first = [], [], []
     for part, places, counted in _chosen(parts, rows, wanted, chain.seed):
         prepared = chain.prepare(part.frame.compute())
         measured = sizes(counting, prepared)
@@ -68,14 +70,16 @@ def ask(chain: Chain, parts: Sequence[Part], rows: Sequence[int], *, wanted: int
         frames.append(prepared.iloc[mine.tolist()])
         tokens = np.bincount(measured.row, measured.input_tokens, minlength=len(prepared))
         found.append(tokens[mine])
+        first.append(np.bincount(measured.row, minlength=len(prepared))[mine])
     if not frames:
-        return _measured(np.zeros(0), Record(), [])
+        return _measured(np.zeros(0), np.zeros(0), Record(), [])
     # All at once and by one engine: the rows share the endpoint as those of the run do.
     alone = replace(chain, generate_options=chain.generate_options | {"workers": 1})
     asked = concat(frames).reset_index(drop=True)
     record = Record(task=chain.task.name, id_field=chain.id_field)
     alone.generate.apply(asked, record)
-    return _measured(np.concatenate(found), record, record.places(asked))
+    of_rows = record.places(asked)
+    return _measured(np.concatenate(found), np.concatenate(first), record, of_rows)
 
 
 def _chosen(
@@ -91,7 +95,7 @@ def _chosen(
     return [(parts[part], mine, rows[part]) for part, mine in places.items()]
 
 
-def _measured(size: Any, record: Record, places: Sequence[Any]) -> Asked:
+def _measured(size: Any, first: Any, record: Record, places: Sequence[Any]) -> Asked:
     row_of = {place: row for row, place in enumerate(places)}
     sums = np.zeros((4, len(size)))
     latencies, filed, newly = [], 0, np.zeros(2, dtype="int64")
@@ -110,6 +114,7 @@ def _measured(size: Any, record: Record, places: Sequence[Any]) -> Asked:
     requests, input_tokens, output_tokens, seconds = sums
     return Asked(
         size=size,
+        first=first,
         requests=requests,
         input_tokens=input_tokens,
         output_tokens=output_tokens,

@@ -46,11 +46,6 @@ class Band:
     expected: float
     high: float | None
 
-    def times(self, factor: float) -> Band:
-        """Return the band in another unit."""
-        low, high = (None if end is None else end * factor for end in (self.low, self.high))
-        return Band(low, self.expected * factor, high)
-
     @property
     def error(self) -> float | None:
         """Half of the band as a share of what is expected; None where it has no end."""
@@ -85,18 +80,18 @@ class Total:
         """Return the interval that holds the sum with `CONFIDENCE`."""
         if self.error is None:
             return Band(None, self.value, None)
-        half = student(self.freedom) * self.error
+        half = student(self.freedom) * self.error if self.error else 0.0
         return Band(max(0.0, self.value - half), self.value, self.value + half)
 
 
 def together(totals: Sequence[Total]) -> Total:
     """Return the sum of independent totals."""
-    value = sum(total.value for total in totals)
-    errors = [total.error for total in totals]
+    value = sum(one.value for one in totals)
+    errors = [one.error for one in totals]
     if not totals or any(error is None for error in errors):
         return Total(value, None)
     error = math.sqrt(sum(error**2 for error in errors if error is not None))
-    return Total(value, error, min(total.freedom for total in totals))
+    return Total(value, error, min((one.freedom for one in totals if one.error), default=0))
 
 
 def total(size: Any, made: Any, *, num_rows: int, sum_sizes: float) -> Total:
@@ -113,16 +108,16 @@ def total(size: Any, made: Any, *, num_rows: int, sum_sizes: float) -> Total:
     if n == 0:
         return Total(0.0, None if num_rows else 0.0)
     mean, around = sum_sizes / num_rows, float(((x - x.mean()) ** 2).sum())
+    spent = float(y.sum())
+    if n >= num_rows:
+        return Total(spent, 0.0)
     has_line = n >= LEAST_FOR_LINE and around > 0
     if has_line:
         slope = float(((x - x.mean()) * y).sum()) / around
     else:
-        slope = y.mean() / x.mean() if x.mean() else 0.0
-    away = mean - x.mean()
-    value = num_rows * (y.mean() + slope * away)
-    value = max(value, float(y.sum()))  # what was asked is part of it
-    if n >= num_rows:
-        return Total(float(y.sum()), 0.0, n)
+        slope = spent / float(x.sum()) if x.any() else 0.0
+    away = mean - float(x.mean())
+    value = max(spent, num_rows * (spent / n + slope * away))  # what was asked is part of it
     if n < LEAST_FOR_BAND:
         return Total(value, None)
     freedom = n - 2 if has_line else n - 1
