@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nemo_sdg.llm.offline import serve_offline
     from nemo_sdg.llm.request import Reply, Request, Sampling, Usage, chat
     from nemo_sdg.llm.scripted import ScriptedEndpoint
+    from nemo_sdg.pipelines.plan import RunPlan, plan
     from nemo_sdg.pipelines.recipe import Recipe, load_recipe
     from nemo_sdg.pipelines.run import RunResult, preview, run
     from nemo_sdg.stages.base import Sequential, Stage
@@ -40,6 +41,7 @@ _PLACES = {
     "nemo_sdg.llm.offline": ("serve_offline",),
     "nemo_sdg.llm.request": ("Reply", "Request", "Sampling", "Usage", "chat"),
     "nemo_sdg.llm.scripted": ("ScriptedEndpoint",),
+    "nemo_sdg.pipelines.plan": ("RunPlan", "plan"),
     "nemo_sdg.pipelines.recipe": ("Recipe", "load_recipe"),
     "nemo_sdg.pipelines.run": ("RunResult", "preview", "run"),
     "nemo_sdg.stages.base": ("Sequential", "Stage"),
@@ -66,6 +68,7 @@ __all__ = [
     "Recipe",
     "Reply",
     "Request",
+    "RunPlan",
     "RunResult",
     "Sampling",
     "Score",
@@ -85,6 +88,7 @@ __all__ = [
     "load_recipe",
     "load_task_file",
     "load_tokenizer",
+    "plan",
     "preview",
     "register",
     "run",
