@@ -108,7 +108,7 @@ def _lines(planned: RunPlan) -> Iterator[str]:
         for name, one in planned.tasks.items():
             yield f"    {name}: expected {one.ground}"
     else:
-        yield _of_pilot(planned.pilot)
+        yield from _of_pilot(planned.pilot)
     if planned.total.is_least:
         yield "≥: what a flow asks besides depends on its answers; --pilot N finds out"
     yield f"input tokens: counted on every row with the tokenizer {planned.tokenizer}"
@@ -124,15 +124,18 @@ def _lines(planned: RunPlan) -> Iterator[str]:
     yield f"model {planned.model or 'from a column'} at {planned.host}"
 
 
-def _of_pilot(pilot: Pilot) -> str:
+def _of_pilot(pilot: Pilot) -> Iterator[str]:
     from nemo_sdg.pipelines.predict import CONFIDENCE
 
     cost = "cost unknown" if pilot.cost is None else f"cost {money(pilot.cost)}"
-    return (
+    yield (
         f"pilot: {pilot.rows:,} rows, {pilot.requests:,} requests, {pilot.filed:,} of them filed "
-        f"before; {pilot.input_tokens:,} tokens in, {pilot.output_tokens:,} out, {cost}. Their "
-        f"answers are in {pilot.ledger}: the run does not pay for them again. ± holds with "
-        f"{CONFIDENCE:.0%}, from how much these rows differ; the figures are of the whole run"
+        f"before; it took {pilot.input_tokens:,} tokens in, {pilot.output_tokens:,} out, {cost}"
+    )
+    yield f"    answers are in {pilot.ledger}: the run does not pay for them again"
+    yield (
+        f"    figures above are of the whole run; ± holds with {CONFIDENCE:.0%}, by how far the "
+        "rows that were asked lie from a line through them"
     )
 
 

@@ -10,6 +10,7 @@ that the sum is what a server with this tokenizer counts.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -17,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from nemo_sdg.data.frames import schema_of, to_table
+from nemo_sdg.errors import TokenizerError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.request import Request
 from nemo_sdg.pipelines.chain import Chain
@@ -168,7 +170,11 @@ def sizes(chain: Chain, prepared: Any) -> Sizes:
 
 
 def _rendered(chain: Chain, request: Request) -> str:
-    return chain.tokenizer.render(request.messages) if request.kind == "chat" else request.prompt()
+    if request.kind == "chat":
+        # A flow may send what the template refuses: the server decides about that, not the count.
+        with contextlib.suppress(TokenizerError):
+            return chain.tokenizer.render(request.messages)
+    return request.prompt()
 
 
 def counted(chain: Chain, frame: Any) -> Counted:

@@ -33,6 +33,9 @@ __all__ = ["Band", "Disk", "Pilot", "RunPlan", "TaskPlan", "plan"]
 COUNT_HERE_BYTES = 8 << 20
 """Inputs up to this size are counted in this process: a cluster takes longer to start."""
 
+PLANNED_BYTES = 1000
+"""Of a prompt whose row needs no document, about."""
+
 Heard = Callable[[int, int], None]
 
 
@@ -83,6 +86,7 @@ def plan(
         is_large = most > ASK_ABOVE_REQUESTS and not endpoint.is_loopback
         if is_large and not recipe.yes and not observer.confirm(question):
             raise Interrupted("not confirmed; nothing was sent")
+        observer.announce(f"pilot: asking {most:,} rows at {endpoint.host}")
         asked = {}
         for chain in job.chains:
             name = chain.task.name
@@ -122,7 +126,7 @@ def _computed(
 ) -> Iterator[list[Counted]]:
     from dask.base import compute
 
-    if client is None and len(lazy) * (job.block_bytes or 0) <= COUNT_HERE_BYTES:
+    if client is None and _most_bytes(job) <= COUNT_HERE_BYTES:
         for number, one in enumerate(lazy, 1):
             yield compute(one, scheduler="synchronous")[0]
             heard(number, len(lazy))
@@ -137,3 +141,10 @@ def _computed(
             yield from cluster.gather(futures)
         finally:
             cluster.cancel(futures)
+
+
+def _most_bytes(job: Job) -> int:
+    """Return about the most text that the partitions of a job may hold."""
+    planned = sum(chain.task.plan is not None for chain in job.chains)
+    blocks = sum(chains[0].task.plan is None for chains, _ in by_frame(job))
+    return blocks * (job.block_bytes or 0) + planned * job.recipe.num_samples * PLANNED_BYTES

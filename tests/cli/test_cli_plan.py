@@ -118,6 +118,7 @@ def test_a_pilot_says_how_sure_it_is_and_what_it_spent() -> None:
     title, row = text.splitlines()[:2]
     assert "tokens out (measured)" in title and "100,000 ± 4%" in row and "2.00 ± 5%" in row
     assert "20 rows, 21 requests, 3 of them filed before" in text and "cost 0.0123" in text
+    assert "it took 900 tokens in, 500 out" in text
     assert "/runs/one/ledger: the run does not pay for them again" in text and "95%" in text
     assert "about 1 min 15 s (1 min 0 s to 1 min 30 s) with 64 requests at a time" in text
     assert "guess" not in text and "free there 4.0 MB, WHICH MAY NOT BE ENOUGH" in text
