@@ -148,8 +148,8 @@ def _time(planned: RunPlan) -> str:
     ends = "" if seconds.low is None else f" ({_between(seconds.low, seconds.high)})"
     return (
         f"about {duration(seconds.expected)}{ends} with {planned.concurrency:,} requests at a "
-        "time, beside start and end; longer where the server slows down under more load than the "
-        "pilot's"
+        "time, beside start and end; longer where the server takes fewer, or slows down under more "
+        "load than the pilot's"
     )
 
 

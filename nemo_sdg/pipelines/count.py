@@ -24,6 +24,7 @@ from nemo_sdg.llm.request import Request
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.job import SMALLEST_BLOCK, Job
 from nemo_sdg.pipelines.tokenize_route import NAME as TOKENIZE_ROUTE
+from nemo_sdg.stages.first import first_requests
 from nemo_sdg.tasks.steps import PrependSource, SampleItems
 from nemo_sdg.tasks.task import FlowTask, Task
 from nemo_sdg.text.tokens import load_tokenizer
@@ -157,7 +158,7 @@ class Sizes:
 
 def sizes(chain: Chain, prepared: Any) -> Sizes:
     """Return the sizes of all first requests about rows that `chain.prepare` made."""
-    asked = chain.generate.first_requests(prepared)
+    asked = list(first_requests(chain.generate, prepared))
     rendered = [_rendered(chain, request) for _, request in asked]
     samples = np.array([request.sampling.n for _, request in asked], dtype="int64")
     limits = [request.sampling.max_output_tokens or 0 for _, request in asked]

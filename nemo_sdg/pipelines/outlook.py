@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.engine_config import EngineConfig
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.count import Counted, asks_by_answers, cost, counting_here, ground
 from nemo_sdg.pipelines.job import Job
@@ -107,9 +108,11 @@ class RunPlan:
     Attributes:
         tasks: by name, in order.
         total: all tasks together.
-        seconds: from the first request to the last answer with `concurrency` requests at a time;
-            None without a pilot. A server that slows down when it is busier than the pilot made it
-            takes longer.
+        seconds: from the first request to the last answer with `concurrency` requests at a time
+            and the rates that are given; None without a pilot. A server that slows down when it is
+            busier than the pilot made it takes longer.
+        concurrency: over all endpoints but a fallback; the most that is tried where it is not
+            fixed.
         tokenizer: what counted, and whether it only stands in for the model's own.
         pilot: None where nothing was asked.
         free_bytes: on the disk of the output; None without one.
@@ -162,11 +165,12 @@ def outlook(
         for chain in job.chains
     }
     tokenizer = counting_here(job.chains[0]).tokenizer
+    config = job.chains[0].generate.config()
     return RunPlan(
         tasks=tasks,
         total=_together(list(tasks.values()), list(measured.values())),
-        seconds=_seconds(list(measured.values()), endpoint.limit) if measured else None,
-        concurrency=endpoint.limit,
+        seconds=_seconds(list(measured.values()), config) if measured else None,
+        concurrency=config.slots,
         tokenizer=tokenizer.name,
         is_estimate=tokenizer.estimated or tokenizer is not job.tokenizer,
         model=endpoint.model,
@@ -264,21 +268,35 @@ def _added(bands: Sequence[Band]) -> Band:
     )
 
 
-def _seconds(measured: Sequence[_Measured], concurrency: int) -> Band | None:
+def _seconds(measured: Sequence[_Measured], config: EngineConfig) -> Band | None:
     """Return how long all requests take; None where nothing was answered."""
     latencies = [latency for one in measured for latency in one.asked.latencies_s]
     if not latencies:
         return None
     requests = round(sum(one.requests.value for one in measured))
+    tokens = sum(one.input_tokens.value + one.output_tokens.value for one in measured)
     longest = max(float(one.asked.seconds.max()) for one in measured if one.asked.rows)
+    least = max(longest, _paced_s(requests, tokens, (config.endpoint, *config.replicas)))
     spent = together([one.seconds for one in measured]).band()
 
     def span(seconds: float | None) -> float | None:
         if seconds is None:
             return None
-        return span_s(latencies, seconds / requests, requests, concurrency, longest)
+        return span_s(latencies, seconds / requests, requests, config.slots, least)
 
     return Band(span(spent.low), span(spent.expected) or 0.0, span(spent.high))
+
+
+def _paced_s(requests: float, tokens: float, endpoints: Sequence[Endpoint]) -> float:
+    """Return the seconds that the rates of all endpoints take; 0 where one has none."""
+    least = 0.0
+    for amount, rates in (
+        (requests, [each.requests_per_minute for each in endpoints]),
+        (tokens, [each.tokens_per_minute for each in endpoints]),
+    ):
+        if None not in rates:
+            least = max(least, 60 * amount / sum(rate or 0.0 for rate in rates))
+    return least
 
 
 def _pilot(asked: Sequence[Asked], endpoint: Endpoint, ledger: str) -> Pilot:

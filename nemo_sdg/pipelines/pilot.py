@@ -6,7 +6,7 @@ Their answers are filed where the run looks for them: they are part of it, and p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -73,11 +73,10 @@ def ask(chain: Chain, parts: Sequence[Part], rows: Sequence[int], *, wanted: int
         first.append(np.bincount(measured.row, minlength=len(prepared))[mine])
     if not frames:
         return _measured(np.zeros(0), np.zeros(0), Record(), [])
-    # All at once and by one engine: the rows share the endpoint as those of the run do.
-    alone = replace(chain, generate_options=chain.generate_options | {"workers": 1})
+    # All at once: the rows share the endpoint as those of the run do.
     asked = concat(frames).reset_index(drop=True)
     record = Record(task=chain.task.name, id_field=chain.id_field)
-    alone.generate.apply(asked, record)
+    chain.generate.apply(asked, record)
     of_rows = record.places(asked)
     return _measured(np.concatenate(found), np.concatenate(first), record, of_rows)
 

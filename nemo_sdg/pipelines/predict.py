@@ -148,7 +148,7 @@ def span_s(
     mean_s: float,
     requests: int,
     concurrency: int,
-    longest_row_s: float = 0.0,
+    least_s: float = 0.0,
 ) -> float:
     """Return the seconds from the first request to the last answer, all slots kept busy.
 
@@ -157,7 +157,7 @@ def span_s(
         mean_s: the mean over all requests, which need not be that of the measured ones.
         requests: how many there will be.
         concurrency: how many at a time.
-        longest_row_s: questions of one row that wait for each other take at least this.
+        least_s: it takes no less, as by questions of one row that wait for each other, or a rate.
     """
     if not requests or not latencies_s:
         return 0.0
@@ -167,4 +167,4 @@ def span_s(
     for latency_s in drawn:
         heapq.heapreplace(free, free[0] + latency_s * scale)
     rest_s = (requests - len(drawn)) * mean_s / concurrency
-    return max(max(free) + rest_s, longest_row_s)
+    return max(max(free) + rest_s, least_s)

@@ -177,27 +177,9 @@ class Generate(Stage):
 
     def _ask(self, frame: Any, record: Record | None) -> list[_Row]:
         rows = [_Row() for _ in range(len(frame))]
-        crowd = Crowd()
-        first = list(self._begin(frame, rows, crowd))
-        guard = _Guard(self.task, get_engine(self.config()))
-        asked = self._exchange(crowd, first, rows, guard, warns=record is None)
-        if record is not None:
-            self._note(frame, rows, asked, record)
-        return rows
-
-    def first_requests(self, frame: Any) -> list[tuple[int, Request]]:
-        """Return (row, request) for all that is asked before any answer is there; asks nothing.
-
-        Of a flow this is the least it asks; of a `Task`, all but second tries. Rows with a null
-        ask nothing.
-        """
-        crowd, rows = Crowd(), [_Row() for _ in range(len(frame))]
-        begun = self._begin(frame, rows, crowd)
-        return [(crowd.row_of(token), request) for token, request in begun]
-
-    def _begin(self, frame: Any, rows: list[_Row], crowd: Crowd) -> Iterator[tuple[int, Request]]:
-        """Start the flow of every row; yield what they ask first."""
         ids = self._row_ids(frame)
+        crowd = Crowd()
+        first = []
         for number, (values, sampling) in enumerate(self._values(frame)):
             if any(value is None for value in values.values()):
                 rows[number].error = NoInput("a column that the prompt needs is null")
@@ -205,7 +187,12 @@ class Generate(Stage):
             stamp = stamp_of(
                 self.task.name, model=self.endpoint.model, seed=self.seed, row_id=ids[number]
             )
-            yield from crowd.start(number, self.task.flow(values, sampling), stamp)
+            first.extend(crowd.start(number, self.task.flow(values, sampling), stamp))
+        guard = _Guard(self.task, get_engine(self.config()))
+        asked = self._exchange(crowd, first, rows, guard, warns=record is None)
+        if record is not None:
+            self._note(frame, rows, asked, record)
+        return rows
 
     def _exchange(
         self,

@@ -284,6 +284,16 @@ def test_a_pilot_sees_second_tries_and_further_questions(
     assert planned.total.requests == 120 and not planned.total.is_least
 
 
+def test_a_rate_that_is_given_makes_it_longer(talker: Any, tmp_path: Path) -> None:
+    recipe = rig.recipe_for(talker.url, rig.documents(tmp_path / "in.jsonl", range(30)))
+    assert plan(recipe, output=tmp_path / "out", pilot=5).seconds is not None
+    for rates in ({"requests_per_minute": 30.0}, {"tokens_per_minute": 1e9}):
+        paced = plan(recipe.replace(**rates), output=tmp_path / "out", pilot=5)
+        assert paced.seconds is not None
+        is_slow = "requests_per_minute" in rates
+        assert (paced.seconds.expected == 60.0) == is_slow
+
+
 def test_a_pilot_of_everything_is_no_estimate(talker: Any, tmp_path: Path) -> None:
     source = varied(tmp_path / "in.jsonl", 12)
     planned = plan(rig.recipe_for(talker.url, source), output=tmp_path / "out", pilot=50)

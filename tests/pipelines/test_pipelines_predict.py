@@ -123,7 +123,7 @@ def test_few_requests_take_as_long_as_the_longest_and_many_are_not_scheduled_one
     assert span_s([2.0], 2.0, 10, 64) == 2.0
     assert span_s([2.0], 3.0, 10, 1) == 30.0, "the mean of all, not of those that were asked"
     assert span_s([1.0], 1.0, 1_000_000, 100) == pytest.approx(10_000)
-    assert span_s([1.0], 1.0, 4, 64, longest_row_s=3.0) == 3.0
+    assert span_s([1.0], 1.0, 4, 64, least_s=3.0) == 3.0
     assert span_s([], 1.0, 5, 2) == span_s([1.0], 1.0, 0, 2) == 0.0
     draw = random.Random(5)
     latencies = [draw.lognormvariate(0, 1) for _ in range(50_000)]
