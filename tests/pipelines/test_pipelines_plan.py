@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from nemo_sdg.pipelines.job import own_tokenizer, plan_job
 from nemo_sdg.pipelines.plan import plan
 from nemo_sdg.pipelines.recipe import Recipe
 from nemo_sdg.pipelines.run import run
+from nemo_sdg.text import tokens as text_tokens
 
 ARTICLES = Path(__file__).parent.parent.parent / "examples" / "data"
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -137,6 +139,24 @@ def test_a_plan_contacts_nobody(
     assert not plan(recipe.replace(tokenizer="bundled")).is_estimate
     assert planned.pilot is None and planned.seconds is None
     assert planned.free_bytes and planned.free_bytes > 0
+
+
+def test_a_flow_whose_chat_the_template_refuses_is_counted_plainly(tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(Path(text_tokens.__file__).parent / "bundled", folder)
+    refuses = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(refuses)
+    flow = FLOW.replace("titled", "titled_kindly").replace("chat(None", 'chat("Be kind."')
+    (tmp_path / "flow.py").write_text(flow)
+    source = rig.documents(tmp_path / "in.jsonl", [3])
+    recipe = rig.recipe_for(
+        NOWHERE, source, tasks=[], task_file=str(tmp_path / "flow.py"), tokenizer=str(folder)
+    )
+    prompt = f"Be kind.\n\nSum this text up.\n\nText:\n{rig.text_of(3)}"
+    (count,) = text_tokens.load_tokenizer("bundled").count([prompt])
+    assert plan(recipe).total.input_tokens == count
 
 
 def test_without_both_prices_the_cost_is_unknown(tmp_path: Path) -> None:
