@@ -11,6 +11,7 @@ input is large. What depends on answers is a guess and marked as one; a pilot me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,16 @@ def _counted(job: Job, endpoint: Endpoint, client: Any, heard: Heard) -> dict[st
 
     work = by_frame(job)
     counting = {chain.task.name: counting_here(chain) for chain in job.chains}
-    lazy = [
-        delayed(_count_frame, pure=False)([counting[c.task.name] for c in chains], frame)
-        for chains, frame in work
-    ]
+    # As a part of the function: Dask looks through every argument for lazy values, which takes
+    # milliseconds a chain and partition.
+    count: dict[tuple[str, ...], Any] = {}
+    lazy = []
+    for chains, frame in work:
+        names = tuple(chain.task.name for chain in chains)
+        if names not in count:
+            mine = partial(_count_frame, [counting[name] for name in names])
+            count[names] = delayed(mine, pure=False)
+        lazy.append(count[names](frame))
     found: dict[str, list[Counted]] = {chain.task.name: [] for chain in job.chains}
     for (chains, _), counts in zip(
         work, _computed(job, lazy, endpoint, client, heard), strict=True
