@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import sys
-from importlib.abc import Loader
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -83,15 +81,14 @@ def load_task_file(path: str | Path) -> list[Task | FlowTask]:
     if not path.is_file():
         raise ConfigurationError(f"there is no task file {path}")
     name = f"nemo_sdg_user_{path.stem}_{derive_seed(str(path)):x}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ConfigurationError(f"{path} is not a Python file")
     before = dict(_tasks)
     try:
         for task_name in (n for n, origin in _from_file.items() if origin == path):
             _tasks.pop(task_name, None)
         elsewhere = {id(task) for task in all_tasks().values()}
-        module = _run_module(importlib.util.module_from_spec(spec), spec.loader, path)
+        module = _run_module(name, path)
         values = [v for v in vars(module).values() if isinstance(v, Task | FlowTask)]
         found = [task for task in values if id(task) not in elsewhere]
         if not found:
@@ -109,12 +106,16 @@ def load_task_file(path: str | Path) -> list[Task | FlowTask]:
     return found
 
 
-def _run_module(module: ModuleType, loader: Loader, path: Path) -> ModuleType:
-    sys.modules[module.__name__] = module
+def _run_module(name: str, path: Path) -> ModuleType:
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module
     try:
-        loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module.__name__]
+        # From the source: bytecode on disk counts as current after a change of the same size in
+        # the same second, as a notebook makes it.
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
         raise ConfigurationError(f"{path} fails: {type(error).__name__}: {error}") from error
     cloudpickle.register_pickle_by_value(module)  # workers cannot import the user's file
     return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -80,7 +81,10 @@ def test_a_users_file(tmp_path: Path) -> None:
     assert pickle.loads(data).parse("abcdef") == "abc"
 
 
-def test_a_file_may_be_loaded_again_after_a_change(tmp_path: Path) -> None:
+def test_a_file_may_be_loaded_again_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as it is for a user
     path = tmp_path / "mine_b.py"
     path.write_text(FILE.format(n="b"))
     load_task_file(path)
@@ -113,6 +117,7 @@ def test_two_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
         ("x = 1\n", "defines no Task: it needs `name"),
         ("1/0\n", "ZeroDivisionError"),
         ("def broken(:\n", "SyntaxError"),
+        ("raise SystemExit(3)\n", "fails: SystemExit: 3"),
         ("from nemo_sdg.tasks.nemotron_cc import distill\n", "defines no Task: it needs `name"),
     ],
 )
