@@ -39,7 +39,9 @@ KINDS: Mapping[Kind, str] = {
 
 def help_of(*command: str) -> str:
     """Return what `nemo-sdg COMMAND --help` prints in a terminal of 100 columns."""
-    result = CliRunner().invoke(app, [*command, "--help"], terminal_width=WIDTH)
+    result = CliRunner().invoke(
+        app, [*command, "--help"], prog_name="nemo-sdg", terminal_width=WIDTH
+    )
     assert result.exit_code == 0, result.output
     return result.output.rstrip()
 

@@ -292,7 +292,7 @@ def test_the_pages_in_docs_are_what_the_code_says(docs: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_in_docs_is_the_help(command: str) -> None:
-    result = CliRunner().invoke(app, [command, "--help"], terminal_width=100)
+    result = CliRunner().invoke(app, [command, "--help"], prog_name="nemo-sdg", terminal_width=100)
     assert result.output.rstrip() in page("docs/commands.md")
 
 
