@@ -19,8 +19,11 @@ def thread_given_back() -> Iterator[None]:
         from distributed import get_worker, rejoin, secede
 
         get_worker()
+        is_on_worker = True
     except (ImportError, ValueError):
-        yield  # not on a Dask worker: the synchronous or threaded scheduler
+        is_on_worker = False  # the synchronous or threaded scheduler
+    if not is_on_worker:  # not within the handler: an error would seem to come from its own
+        yield
         return
     secede()
     try:
