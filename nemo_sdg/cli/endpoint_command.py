@@ -85,5 +85,6 @@ def serve_offline(host: str, port: int, task_file: str | None) -> None:
         server.serve_forever(on_ready=ready)
     except OSError as error:
         raise EndpointError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
+            f"cannot listen on {host}:{port}: {error.strerror or error}; "
+            "choose another --port or --host"
         ) from None

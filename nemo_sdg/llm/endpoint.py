@@ -106,7 +106,7 @@ class Endpoint:
             is_address = None
         if not is_address:
             raise ConfigurationError(
-                f"--endpoint {self.url!r} is no address such as http://localhost:8000/v1; "
+                f"{self.url!r} is no address such as http://localhost:8000/v1; "
                 "without a server use `offline`, the built-in endpoint"
             )
         if parts.username or parts.password:

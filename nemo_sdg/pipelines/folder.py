@@ -81,6 +81,11 @@ class RunFolder:
             return orjson.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
+        except PermissionError:
+            raise RunFolderError(
+                f"{self.path} is the run folder of another user and may not be read: choose "
+                "another --output"
+            ) from None
         except orjson.JSONDecodeError:
             raise RunFolderError(
                 f"{self.path / name} is damaged; remove it and run again: answers are in ledger/"

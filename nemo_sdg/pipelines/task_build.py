@@ -155,7 +155,7 @@ def _own_task(spec: TaskSpec, known: list[str]) -> Task:
     if spec.prompt is None or spec.output is None:
         lacks = " and ".join(n for n in ("prompt", "output") if getattr(spec, n) is None)
         raise RecipeError(
-            f"there is no task {spec.name!r}{did_you_mean(spec.name, known)} "
+            f"there is no task {spec.name!r}{did_you_mean(spec.name, known) or ':'} "
             f"`nemo-sdg tasks` lists all; a task of your own needs {lacks} too"
         )
     has_plan = bool(spec.languages or spec.weights)
@@ -202,7 +202,7 @@ def _reading(spec: TaskSpec, base: Task, clean: tuple[Any, ...]) -> dict[str, An
     ((name, value),) = spec.parse.items()
     if name not in PARSERS:
         raise RecipeError(
-            f"there is no parser {name!r}{did_you_mean(name, PARSERS)} "
+            f"there is no parser {name!r}{did_you_mean(name, PARSERS) or '.'} "
             f"There are: {', '.join(PARSERS)}"
         )
     reading = PARSERS[name]
@@ -248,7 +248,7 @@ def _filtered(clean: tuple[Any, ...], table: Mapping[str, Any]) -> tuple[Any, ..
 def _filter(name: str, value: Any) -> Any:
     if name not in FILTERS:
         raise RecipeError(
-            f"there is no filter {name!r}{did_you_mean(name, FILTERS)} "
+            f"there is no filter {name!r}{did_you_mean(name, FILTERS) or '.'} "
             f"There are: {', '.join(FILTERS)}"
         )
     kind, main = FILTERS[name]

@@ -89,7 +89,7 @@ class Template:
         for name in self.variables:
             if name not in available:
                 near = difflib.get_close_matches(name, available, n=1)
-                hint = f"; did you mean {{{near[0]}}}?" if near else ""
+                hint = f"; did you mean {{{near[0]}}}?" if near else "."
                 raise PromptError(
                     f"{where}: the placeholder {{{name}}} has no column of that name "
                     f"(there are: {', '.join(sorted(available)) or 'none'}){hint} "

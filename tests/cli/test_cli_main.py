@@ -121,7 +121,10 @@ def test_python_m_is_the_command() -> None:
             run_it("distil", "--endpoint", "offline"),
             "TASK: there is no task 'distil'; did you mean",
         ),
-        (run_it("distill,nope", "--endpoint", "offline"), "no task 'nope'"),
+        (
+            run_it("distill,nope", "--endpoint", "offline"),
+            "no task 'nope': `nemo-sdg tasks`",
+        ),
         (run_it("--endpoint", "offline"), "name a task or a recipe"),
         (run_it("none.yaml"), "there is no recipe none.yaml"),
         (run_it("distill", "--endpoint", "offlin"), "offlin"),

@@ -67,6 +67,20 @@ def test_a_damaged_file_is_told_with_the_way_out(tmp_path: Path) -> None:
     assert folder.read_json("there is none") is None
 
 
+def test_the_folder_of_another_user_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path)
+    (folder.path / "run.json").write_text("{}")
+
+    def refused(self: Path) -> bytes:  # not by mode: these tests may run as root
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(RunFolderError, match=r"of another user .* choose another --output"):
+        folder.read_json("run.json")
+
+
 # --- parts ----------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,14 @@ def test_everything_wrong_is_told_at_once_with_line_key_and_nearest_name(tmp_pat
         ("tasks: distill\ninput: x\ntask_file: no.py\n", ":3: task_file: there is no task file"),
         ("tasks: [{name: nemotron-cc, seed: 1}]\ninput: x\n", "unknown key 'seed'"),
         ("tasks: [{name: nemotron-cc, system: hi}]\ninput: x\n", "takes no system"),
+        (
+            "tasks: [{name: distill, parse: zzz}]\ninput: x\n",
+            "there is no parser 'zzz'. There are: plain_text",
+        ),
+        (
+            "tasks: [{name: distill, filters: {lenght: 3}}]\ninput: x\n",
+            "there is no filter 'lenght'; did you mean 'length'? There are: min_tokens",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_says_why(tmp_path: Path, text: str, wanted: str) -> None:
