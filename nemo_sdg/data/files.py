@@ -156,7 +156,8 @@ def _check_finished(
         here = {posixpath.basename(p): p for p in names if posixpath.dirname(p) == folder}
         if missing := sorted(parts - here.keys()):
             raise DataError(
-                f"{folder} lacks {len(missing)} of the parts in its manifest, first {missing[0]}."
+                f"{folder} lacks {len(missing)} of the parts in its manifest, first {missing[0]}. "
+                "Copy the folder whole, or make it again: a run makes up for what is gone."
             )
         for name in here.keys() - parts:
             del kept[here[name]]

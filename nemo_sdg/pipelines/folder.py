@@ -98,10 +98,18 @@ class RunFolder:
     # --- parts -----------------------------------------------------------------------------------
 
     def finished(self, task: str, number: int, fingerprint: str) -> dict[str, Any] | None:
-        """Return the summary of a part that was finished under the same settings, or None."""
+        """Return the summary of a part that was finished under the same settings, or None.
+
+        A part whose files are gone since is not finished: it is made anew, from the ledger.
+        """
         found = self.read_json(_state_name(task, number))
         if found is None or found["fingerprint"] != fingerprint:
             return None
+        for name, part in found["parts"].items():
+            file = Path(part["path"]).name  # the folder may have been moved
+            places = (self.path / name / file, self.path / name / task / file)
+            if not any(place.exists() for place in places):
+                return None
         return dict(found)
 
     def write_part(

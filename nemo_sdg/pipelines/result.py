@@ -70,7 +70,7 @@ def finished_before(folder: RunFolder, fingerprint: str) -> RunResult | None:
     if not report or report.get("fingerprint") != fingerprint or report["status"] != "complete":
         return None
     data = {task: folder.path / name for task, name in report["data"].items()}
-    if any(read_manifest(path) is None for path in data.values()):
+    if not all(_is_whole(path) for path in data.values()):
         return None
     return RunResult(
         folder=folder.path,
@@ -84,6 +84,13 @@ def finished_before(folder: RunFolder, fingerprint: str) -> RunResult | None:
         data_folders=data,
         task_seconds=report["task_seconds"],
         ratios={task: (one, other) for task, (one, other) in report["ratios"].items()},
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    manifest = read_manifest(folder)
+    return manifest is not None and all(
+        (folder / part["name"]).exists() for part in manifest["parts"]
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections import Counter
@@ -112,6 +113,23 @@ def test_a_lost_manifest_is_made_again_without_a_request(
     assert not run(few, tmp_path / "out", client=client).was_complete_before
     watch.nothing_asked()
     pd.testing.assert_frame_equal(rig.data_of(tmp_path / "out"), before)
+
+
+@pytest.mark.parametrize("lost", ["data", "data/part-00001.parquet", "dead_letters"])
+def test_files_that_are_gone_are_made_again_without_a_request(
+    client: Any, server: Any, undisturbed: Path, source: Path, tmp_path: Path, lost: str
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(undisturbed, folder)  # and so moved to another place
+    if lost == "dead_letters":
+        (folder / "data" / "_manifest.json").unlink()  # else nobody looks
+    gone = folder / lost
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    watch = Watch(server)
+    result = run(summary_of(server, source), folder, client=client)
+    assert not result.was_complete_before
+    watch.nothing_asked()
+    rig.assert_equal_output(folder, undisturbed)
 
 
 def test_cheap_changes_are_made_from_the_ledger(client: Any, server: Any, tmp_path: Path) -> None:
