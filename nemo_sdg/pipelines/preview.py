@@ -36,7 +36,7 @@ def preview(
         if output is None:
             ledger = stack.enter_context(tempfile.TemporaryDirectory(prefix="nemo-sdg-"))
         else:
-            folder = RunFolder(Path(output).expanduser().resolve(), recipe.format)
+            folder = RunFolder.at(output, recipe.format)
             inputs = fingerprint_inputs(recipe)
             check_identity(folder, recipe, inputs, extend=False)
             folder.make()
