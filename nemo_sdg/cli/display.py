@@ -260,7 +260,14 @@ def shortened(value: Any, most: int = _SAMPLE_CHARACTERS) -> str:
     return f"{text[: most - tail - 3]} … {text[-tail:]}"
 
 
+class _Out(Console):
+    """Standard output, whose end (`| head`) is the command's affair and no failure."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def out_console() -> Console:
     """Return the console of results: wide enough for tables where it is no terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+    console = _Out(highlight=False)
+    return console if console.is_terminal else _Out(highlight=False, width=_PLAIN_WIDTH)

@@ -7,6 +7,7 @@ letters, 130 interrupted. A traceback shows only with NEMO_SDG_TRACEBACK=1.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -89,6 +90,9 @@ def app() -> None:
 
 def main() -> NoReturn:
     """Be the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter: its number
+            stream.reconfigure(errors="backslashreplace")
     app.main()
 
 

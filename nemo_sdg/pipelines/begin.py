@@ -177,7 +177,7 @@ def asking(
         inputs: list[dict[str, Any]] = []
         state: dict[str, Any] = {}
         if output is not None:
-            folder = RunFolder(Path(output).expanduser().resolve(), recipe.format)
+            folder = RunFolder.at(output, recipe.format)
             inputs = fingerprint_inputs(recipe)
             check_identity(folder, recipe, inputs, extend=False)
             folder.make()

@@ -48,6 +48,21 @@ class RunFolder:
     path: Path
     file_format: PartFormat = "parquet"
 
+    @classmethod
+    def at(cls, output: str | Path, file_format: PartFormat) -> RunFolder:
+        """Return the run folder at a path as a user gives it.
+
+        Raises:
+            RunFolderError: it is an address.
+        """
+        if "://" in str(output):
+            raise RunFolderError(
+                f"--output {output} is an address, and a run folder lies on a disk, where it can "
+                "be locked and appended to: name a local or mounted folder, and copy data/ "
+                "afterwards"
+            )
+        return cls(Path(output).expanduser().resolve(), file_format)
+
     @property
     def ledger(self) -> str:
         """Where answers are filed."""

@@ -69,7 +69,7 @@ def plan(
     observer = observer or Quiet()
     if not pilot:
         if output is not None:
-            folder = RunFolder(Path(output).expanduser().resolve(), recipe.format)
+            folder = RunFolder.at(output, recipe.format)
             check_identity(folder, recipe, fingerprint_inputs(recipe), extend=False)
         endpoint = named_endpoint(recipe)
         job = plan_job(recipe, endpoint, tokenizer=own_tokenizer(recipe), ledger="", fingerprint="")

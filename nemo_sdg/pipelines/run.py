@@ -57,7 +57,7 @@ def run(
         RunStopped: it can be resumed: outage, too many failures, interruption, full disk.
     """
     observer = observer or Quiet()
-    folder = RunFolder(Path(output).expanduser().resolve(), recipe.format)
+    folder = RunFolder.at(output, recipe.format)
     started = time.perf_counter()
     inputs = fingerprint_inputs(recipe)
     fingerprint = fingerprint_of(recipe, inputs)

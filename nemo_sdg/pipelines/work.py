@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 import uuid
@@ -287,6 +288,13 @@ def _local_cluster(workers: int) -> Any:
     )
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise ConfigurationError(guard)  # this is a worker that imports the script
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # Dask would wait for its workers for ever, and for their end too
+        raise ConfigurationError(
+            "the current folder is gone, and worker processes cannot start in it: change to one "
+            "that is there"
+        ) from None
     try:
         return LocalCluster(
             n_workers=workers,

@@ -67,6 +67,13 @@ def test_an_empty_value_is_not_the_current_folder(arguments: tuple[str, ...], wa
     assert sorted(path.name for path in Path().iterdir()) == ["docs.jsonl", "p.txt"]
 
 
+@pytest.mark.parametrize("command", ["run", "preview"])
+def test_an_address_as_output_is_told_and_makes_no_folder_of_its_name(command: str) -> None:
+    made = (command, "distill", "--input", "docs.jsonl", "--output", "s3://bucket/x", *OFFLINE)
+    assert "s3://bucket/x is an address" in refused(*made)
+    assert not Path("s3:").exists()
+
+
 def test_the_output_field_may_be_no_column_of_the_input(served: tuple[str, ...]) -> None:
     told = refused(*run_it("--prompt-file", "p.txt", "--output-field", "title", *served))
     assert "'title' is a column of the input already" in told and "--output-field" in told

@@ -131,3 +131,29 @@ def test_preview_shows_five_rows_and_writes_nothing(tmp_path: Path) -> None:
     assert code == 0
     assert out.count("task: summary") == 5 and out.count("output: ") == out.count("source: ") == 5
     assert list(tmp_path.iterdir()) == []
+
+
+PREVIEW = ("preview", "distill", "--input", "docs.jsonl", "--endpoint", "offline")
+
+
+def chinese(folder: Path) -> None:
+    text = "茶树喜欢温暖湿润的气候，在海拔一千米以上的山坡上长得比较慢，不过香气更好。" * 5
+    (folder / "docs.jsonl").write_text(json.dumps({"text": text}) + "\n")
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_its_number(tmp_path: Path) -> None:
+    chinese(tmp_path)
+    code, out, _ = ended(start(*PREVIEW, cwd=tmp_path, PYTHONIOENCODING="ascii"))
+    assert code == 0
+    assert "\\u8336" in out
+
+
+def test_an_output_that_nobody_reads_is_no_failure(tmp_path: Path) -> None:
+    chinese(tmp_path)
+    process = start(*PREVIEW, cwd=tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None  # or `communicate` would read of it
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert "error" not in err and "Traceback" not in err

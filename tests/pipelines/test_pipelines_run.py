@@ -16,7 +16,7 @@ import pytest
 import run_rig as rig
 
 from nemo_sdg.data.parts import INCOMPLETE_NAME, read_manifest
-from nemo_sdg.errors import RunStopped, TooManyFailures
+from nemo_sdg.errors import ConfigurationError, RunStopped, TooManyFailures
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.faults import fixed
 from nemo_sdg.llm.scripted import ScriptedEndpoint
@@ -410,3 +410,14 @@ def test_a_quarter_of_answers_of_no_use_stops_the_run_and_a_mended_one_pays_noth
     allowed = recipe.replace(max_failures=0.5)
     result = run(allowed, tmp_path / "out", client=client)
     assert result.counts["summary"]["dead.prefix_missing"] == 48 and result.exit_code == 4
+
+
+def test_a_folder_that_is_gone_is_told_before_workers_cannot_start_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    recipe = Recipe(tasks=["multilingual_qa"], endpoint="offline", num_samples=2)
+    with pytest.raises(ConfigurationError, match="the current folder is gone"):
+        run(recipe, tmp_path / "out")
