@@ -96,7 +96,8 @@ def schema_of(meta: Any) -> pa.Schema:
 def _cudf_type(column: Any) -> pa.DataType:
     # Of an empty column of lists cuDF makes an Arrow column of nulls; its dtype knows better.
     is_list = type(column.dtype).__name__ == "ListDtype"
-    return column.dtype.to_arrow() if is_list else column.to_arrow().type
+    found: pa.DataType = column.dtype.to_arrow() if is_list else column.to_arrow().type
+    return found
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
