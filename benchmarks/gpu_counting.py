@@ -3,11 +3,12 @@
     python benchmarks/gpu_counting.py                       # 512 MB, under 90 s on an H100
     NUMBA_ENABLE_CUDASIM=1 python benchmarks/gpu_counting.py --size-mb 0.02 --rows 9   # no card
 
-It needs cupy, numba-cuda, tokenizers, pyarrow and numpy, no network. Each result is a JSON line. English text: the docstrings of the packages that are installed.
-Multilingual text: fragments of one sentence in twelve languages, in random order. Both are repeated
-to the size asked for. The vocabulary (32,000 entries, cl100k rules) is trained by the script, on
-both; under the other rules the same merges are used. Speed is that of text that lies on the device,
-counts left there: device events, median of the repetitions.
+It needs cupy, numba-cuda, tokenizers, pyarrow and numpy, no network. Each result is a JSON line.
+English text: the docstrings of the packages that are installed. Multilingual text: fragments of one
+sentence in twelve languages, in random order. Both are repeated to the size asked for. The
+vocabulary (32,000 entries, cl100k rules) is trained by the script, on both; under the other rules
+the same merges are used. Speed is that of text that lies on the device, counts left there: device
+events, median of the repetitions.
 """
 
 from __future__ import annotations

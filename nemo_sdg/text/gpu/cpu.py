@@ -10,15 +10,15 @@ import numpy.typing as npt
 from nemo_sdg.text.gpu.classes import UNSETTLED
 from nemo_sdg.text.gpu.flags import begins_added
 from nemo_sdg.text.gpu.merge import SHORT, is_long_token, is_token, merged
-from nemo_sdg.text.gpu.split import char_at, first_safe, is_safe, row_between, word_end
+from nemo_sdg.text.gpu.split import char_at, first_safe, is_safe, next_word, row_between
 from nemo_sdg.text.gpu.tables import Tables
 from nemo_sdg.text.gpu.target import function
 
 
 @function
 def walk(
-    chars: Any, offsets: Any, chunk: int, flags: int, digits: int, blocks: Any, kinds: Any,
-    ends: Any,
+    chars: Any, words: Any, offsets: Any, chunk: int, flags: int, digits: int, blocks: Any,
+    kinds: Any, ends: Any,
 ) -> int:  # fmt: skip
     """Write the ends of all words, chunk after chunk; give their number."""
     total = np.int64(offsets[len(offsets) - 1])
@@ -31,7 +31,7 @@ def walk(
             continue
         end = np.int64(offsets[row + 1])
         while True:
-            place = word_end(chars, place, end, flags, digits, blocks, kinds)
+            place = next_word(chars, words, place, end, flags, digits, blocks, kinds)
             ends[number] = place
             number += 1
             if place == end:
@@ -66,13 +66,22 @@ def count_words(
         first = end
 
 
+def words_of(chars: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """Give the same bytes eight at a time."""
+    words = np.zeros(-(-len(chars) // 8), np.uint64)
+    words.view(np.uint8)[: len(chars)] = chars
+    return words
+
+
 def word_ends(
     tables: Tables, chars: npt.NDArray[np.uint8], offsets: npt.NDArray[Any], chunk: int
 ) -> npt.NDArray[np.int64]:
     """Give the end of every word of a column."""
     ends = np.empty(len(chars), np.int64)
     rules = tables.rules
-    number = walk(chars, offsets, chunk, rules.flags, rules.digits, *tables.classes, ends)
+    number = walk(
+        chars, words_of(chars), offsets, chunk, rules.flags, rules.digits, *tables.classes, ends
+    )
     return ends[:number]
 
 
@@ -94,8 +103,7 @@ def count(
     starts = np.concatenate([offsets[:1], ends[:-1]])
     room = int((ends - starts).max())
     tokens = np.empty(len(ends), np.int64)
-    words = np.zeros(len(chars) // 8 + 1, np.uint64)
-    words.view(np.uint8)[: len(chars)] = chars
+    words = words_of(chars)
     t = tables
     count_words(
         chars, words, int(offsets[0]), ends, t.whole, t.whole_shift, t.long, t.pool, t.long_shift,

@@ -8,6 +8,7 @@ import numpy as np
 from numba import cuda
 
 from nemo_sdg.text.gpu import kernels
+from nemo_sdg.text.gpu.cpu import words_of
 from nemo_sdg.text.gpu.tables import Tables
 from nemo_sdg.text.gpu.target import SIMULATED
 
@@ -134,7 +135,7 @@ def _empty(size: int, dtype: Any) -> Any:
 
 def _words(chars: Any) -> Any:
     """Give the same bytes eight at a time; the last are read whole: allocations reach so far."""
-    size = -(-len(chars) // 8)
     if SIMULATED:
-        return np.frombuffer(chars.tobytes().ljust(8 * size, b"\0"), np.uint64).copy()
+        return words_of(chars)
+    size = -(-len(chars) // 8)
     return _given(_arrays().ndarray(size, np.uint64, memptr=chars.data))

@@ -20,7 +20,7 @@ from numba import cuda, int16, int32, int64
 from nemo_sdg.text.gpu.classes import UNSETTLED
 from nemo_sdg.text.gpu.flags import begins_added
 from nemo_sdg.text.gpu.merge import NO_PAIR, SHORT, is_long_token, is_token, merged, pair_of
-from nemo_sdg.text.gpu.split import char_at, first_safe, is_safe, row_between, word_end
+from nemo_sdg.text.gpu.split import char_at, first_safe, is_safe, next_word, row_between
 
 STRIDE = 4096  # bytes between two places whose rows are known
 MEDIUM = 64  # bytes of a word that one thread merges
@@ -92,7 +92,7 @@ def scan(
     end = np.int64(offsets[row + 1])
     count = 0
     while True:
-        after = word_end(chars, place, end, flags, digits, blocks, kinds)
+        after = next_word(chars, words, place, end, flags, digits, blocks, kinds)
         length = after - place
         if length == 1 or (length <= SHORT and is_token(words, place, length, whole, whole_shift)):
             count += 1

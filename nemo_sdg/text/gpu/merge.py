@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nemo_sdg.text.gpu.target import function
+from nemo_sdg.text.gpu.window import window
 
 SHORT = 15  # bytes of a word that is looked up as it stands
 NO_PAIR = (1 << 63) - 1
@@ -19,7 +20,7 @@ NO_PAIR = (1 << 63) - 1
 # Odd numbers without a pattern.
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _STIR = np.uint64(0xC2B2AE3D27D4EB4F)
-_ZERO, _ONE, _THREE, _SEVEN, _EIGHT = (np.uint64(n) for n in (0, 1, 3, 7, 8))
+_ZERO, _ONE, _TWO, _THREE = (np.uint64(n) for n in range(4))
 _BITS, _TOP = np.uint64(64), np.uint64(56)
 
 
@@ -40,23 +41,13 @@ def key_of(words: Any, i: int, length: int) -> tuple[Any, Any]:
         i: the first byte.
         length: 1 to SHORT.
     """
-    first = i >> 3
-    last = (i + length - 1) >> 3
-    shift = (np.uint64(i) & _SEVEN) << _THREE
-    low = words[first]
-    middle = words[first + 1] if last > first else _ZERO
-    if shift:
-        low = (low >> shift) | (middle << (_BITS - shift))
-    size = np.uint64(length)
+    low = window(words, i)
     high = _ZERO
+    size = np.uint64(length)
     if length < 8:
-        low &= (_ONE << (size * _EIGHT)) - _ONE
+        low &= (_ONE << (size << _THREE)) - _ONE
     elif length > 8:
-        high = middle
-        if shift:
-            after = words[first + 2] if last > first + 1 else _ZERO
-            high = (middle >> shift) | (after << (_BITS - shift))
-        high &= (_ONE << ((size - _EIGHT) * _EIGHT)) - _ONE
+        high = window(words, i + 8) & ((_ONE << ((size << _THREE) - _BITS)) - _ONE)
     return low, high | (size << _TOP)
 
 
@@ -64,15 +55,15 @@ def key_of(words: Any, i: int, length: int) -> tuple[Any, Any]:
 def is_token(words: Any, i: int, length: int, whole: Any, shift: int) -> bool:
     """Tell whether a word of at most SHORT bytes is one token."""
     low, high = key_of(words, i, length)
-    mask = (len(whole) >> 1) - 1
-    slot = slot_of(low, high, shift)
+    mask = np.uint64(len(whole) - 1)
+    slot = np.uint64(slot_of(low, high, shift)) << _ONE
     while True:
-        found = whole[2 * slot + 1]
-        if found == high and whole[2 * slot] == low:
+        found = whole[slot + _ONE]
+        if found == high and whole[slot] == low:
             return True
         if found == _ZERO:
             return False
-        slot = (slot + 1) & mask
+        slot = (slot + _TWO) & mask
 
 
 @function
@@ -116,15 +107,15 @@ def is_long_token(chars: Any, i: int, length: int, long: Any, pool: Any, shift: 
 def pair_of(left: int, right: int, pairs: Any, shift: int) -> int:
     """Give rank and new id (`rank << 32 | id`) of two neighbours, NO_PAIR if they do not merge."""
     key = np.int64(left) << 32 | np.int64(right)
-    mask = (len(pairs) >> 1) - 1
-    slot = slot_of(key, _ZERO, shift)
+    mask = np.uint64(len(pairs) - 1)
+    slot = np.uint64(slot_of(key, _ZERO, shift)) << _ONE
     while True:
-        found = pairs[2 * slot]
+        found = pairs[slot]
         if found == key:
-            return np.int64(pairs[2 * slot + 1])
+            return np.int64(pairs[slot + _ONE])
         if found < 0:
             return np.int64(NO_PAIR)
-        slot = (slot + 1) & mask
+        slot = (slot + _TWO) & mask
 
 
 @function

@@ -24,6 +24,7 @@ from nemo_sdg.text.gpu.classes import (
 )
 from nemo_sdg.text.gpu.rules import CASED, FOLDED, PLAIN, SLASHES, SUFFIXED
 from nemo_sdg.text.gpu.target import function
+from nemo_sdg.text.gpu.window import ANY_CASE, LOWER_CASE, UPPER_CASE, letters_from
 
 _WORDLIKE = LETTER | NUMBER | SPACE  # what a run of punctuation does not hold
 _HEAD = UPPER | CASELESS | MARK
@@ -35,24 +36,31 @@ _D, _E, _L, _M, _R, _S, _T, _V = (ord(letter) for letter in "delmrstv")
 
 
 @function
+def byte_at(chars: Any, i: int) -> int:
+    """Give a byte. Numba asks of a signed place whether it counts from the end, of no unsigned."""
+    return np.int64(chars[np.uint64(i)])
+
+
+@function
 def char_at(chars: Any, i: int, blocks: Any, kinds: Any) -> int:
     """Give the kind of the character at `i`, and its length in bytes above it (`<< 8`)."""
-    head = np.int64(chars[i])
+    head = byte_at(chars, i)
     if head < 0x80:
-        return np.int64(kinds[head]) | 256
-    second = np.int64(chars[i + 1]) & 0x3F
+        return np.int64(kinds[np.uint64(head)]) | 256
+    second = byte_at(chars, i + 1) & 0x3F
     if head < 0xE0:
         code = (head & 0x1F) << 6 | second
         length = 512
     else:
-        third = np.int64(chars[i + 2]) & 0x3F
+        third = byte_at(chars, i + 2) & 0x3F
         if head < 0xF0:
             code = (head & 0x0F) << 12 | second << 6 | third
             length = 768
         else:
-            code = (head & 7) << 18 | second << 12 | third << 6 | np.int64(chars[i + 3]) & 0x3F
+            code = (head & 7) << 18 | second << 12 | third << 6 | byte_at(chars, i + 3) & 0x3F
             length = 1024
-    return np.int64(kinds[np.int64(blocks[code >> 7]) << 7 | code & 127]) | length
+    block = np.int64(blocks[np.uint64(code >> 7)])
+    return np.int64(kinds[np.uint64(block << 7 | code & 127)]) | length
 
 
 @function
@@ -177,7 +185,7 @@ def blanks_end(chars: Any, i: int, end: int, lines: bool, blocks: Any, kinds: An
 
 @function
 def word_end(chars: Any, i: int, end: int, rules: int, digits: int, blocks: Any, kinds: Any) -> int:
-    """Give the end of the word that begins at `i`."""
+    """Give the end of any word that begins at `i`."""
     char = char_at(chars, i, blocks, kinds)
     if not rules & SUFFIXED and not rules & CASED and chars[i] == _APOSTROPHE:
         length = contraction(chars, i, end, rules & FOLDED != 0)
@@ -219,6 +227,51 @@ def word_end(chars: Any, i: int, end: int, rules: int, digits: int, blocks: Any,
 
 
 @function
+def plain_word_end(chars: Any, words: Any, i: int, end: int, rules: int) -> int:
+    """Give the end of a word of ASCII letters with at most one other character before it.
+
+    Most words are that, and eight letters at a time are a step here. It gives -1 where it does not
+    know: `word_end` does.
+    """
+    head = byte_at(chars, i)
+    first = i
+    if not (0x61 <= head | 0x20 <= 0x7A):
+        if head >= 0x80 or 0x30 <= head <= 0x39 or head == _CR or head == _LF:  # noqa: SIM109
+            return -1
+        if rules & PLAIN:
+            if head != _BLANK:
+                return -1
+        elif head == _APOSTROPHE and not rules & CASED:
+            return -1
+        first = i + 1
+        if first >= end:
+            return -1
+    if rules & CASED:
+        stop = letters_from(words, first, end, UPPER_CASE)
+        stop = letters_from(words, stop, end, LOWER_CASE)
+    else:
+        stop = letters_from(words, first, end, ANY_CASE)
+    if stop == first:
+        return -1
+    if stop < end:
+        after = byte_at(chars, stop)
+        if after >= 0x80 or (rules & SUFFIXED and after == _APOSTROPHE):
+            return -1
+    return stop
+
+
+@function
+def next_word(
+    chars: Any, words: Any, i: int, end: int, rules: int, digits: int, blocks: Any, kinds: Any
+) -> int:
+    """Give the end of the word that begins at `i`."""
+    stop = plain_word_end(chars, words, i, end, rules)
+    if stop < 0:
+        stop = word_end(chars, i, end, rules, digits, blocks, kinds)
+    return stop
+
+
+@function
 def is_safe(chars: Any, i: int, blocks: Any, kinds: Any) -> bool:
     """Tell whether a word begins at `i`, inside a row, whatever stands before its last character.
 
@@ -227,7 +280,7 @@ def is_safe(chars: Any, i: int, blocks: Any, kinds: Any) -> bool:
     blanks and a slash.
     """
     place = i - 1
-    while chars[place] & 0xC0 == 0x80:
+    while byte_at(chars, place) & 0xC0 == 0x80:
         place -= 1
     before = char_at(chars, place, blocks, kinds)
     char = char_at(chars, i, blocks, kinds)
@@ -266,7 +319,7 @@ def first_safe(
     while place < stop:
         while np.int64(offsets[row + 1]) <= place:
             row += 1
-        if chars[place] & 0xC0 != 0x80 and (
+        if byte_at(chars, place) & 0xC0 != 0x80 and (
             place == np.int64(offsets[row]) or is_safe(chars, place, blocks, kinds)
         ):
             return place, row
