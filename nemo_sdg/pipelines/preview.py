@@ -32,6 +32,7 @@ def preview(
         One dict a row: `task`, `id`, `source` (None for tasks without input), `output`, `error`.
     """
     state: dict[str, Any] = {}
+    tries = None
     with contextlib.ExitStack() as stack:
         if output is None:
             ledger = stack.enter_context(tempfile.TemporaryDirectory(prefix="nemo-sdg-"))
@@ -42,11 +43,11 @@ def preview(
             folder.make()
             stack.enter_context(owned(folder.path))
             state = folder.read_json("state.json") or {}
-            ledger = folder.ledger
+            ledger, tries = folder.ledger, folder.tries
         endpoint = stack.enter_context(open_endpoint(recipe, Quiet()))
         # A preview with `limit` sees the rows that the run will see, at their own ids.
         few = recipe.model_copy(update={"limit": min(rows, recipe.limit or rows), "workers": 1})
-        job = prepare(few, endpoint, None, "", state, ledger=ledger)
+        job = prepare(few, endpoint, None, "", state, ledger=ledger, tries=tries)
         if output is not None:
             bind(folder, recipe, inputs, job.tokenizer)
         run = uuid.uuid4().hex

