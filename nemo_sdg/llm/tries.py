@@ -99,7 +99,7 @@ class TryLog:
 
     def flush(self) -> None:
         """Write what was noted since."""
-        if not self._lines or self._path is None:
+        if self._path is None or (not self._lines and self._unwritten in (b"", _HEADER)):
             return
         self._unwritten += "".join(self._lines).encode()
         self._lines.clear()

@@ -104,7 +104,7 @@ class Tally:
         self._span(other.spans)
 
     def _span(self, spans: Any) -> None:
-        self.spans = _union(np.concatenate([self.spans, spans]))
+        self.spans = union(np.concatenate([self.spans, spans]))
 
 
 def tallied(tries: str) -> dict[str, Tally]:
@@ -121,7 +121,7 @@ def tallied(tries: str) -> dict[str, Tally]:
     return found
 
 
-def _union(spans: Any) -> Any:
+def union(spans: Any) -> Any:
     """Return disjoint spans in order; of more than `_MOST_SPANS` the shortest gaps are closed."""
     if not len(spans):
         return spans
