@@ -359,6 +359,7 @@ class Engine:
             "is_down": self.fleet.is_down,
             "lag_s": round(self.lag_s, 4),
         }
+        self.tries.flush()
         self.counts["cost"] = self.fleet.spent["cost"]  # type: ignore[assignment]
         wanted = self.in_flight + len(self.backlog) + len(self._later)
         report = self.fleet.report(wanted=wanted)

@@ -164,7 +164,7 @@ class Gathered:
     def state(self) -> Progress:
         """Return the sum, with the rate over the last seconds."""
         now = time.monotonic()
-        counts: Counter[str] = Counter(self.before)  # type: ignore[arg-type]
+        counts: Counter[str] = Counter(self.before)
         for state in self._workers.values():
             counts.update(state["counts"])
         done, tokens = counts["answers"] + counts["from_ledger"], counts["output_tokens"]

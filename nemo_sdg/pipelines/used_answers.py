@@ -12,9 +12,8 @@ from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.tally import Spent
 from nemo_sdg.stages.base import KEPT
 
-_ANSWER = np.dtype(
-    [("key", "u8"), ("name", "u2"), ("input_tokens", "i8"), ("output_tokens", "i8"), ("cost", "f8")]
-)
+_NUMBERS = {"input_tokens": "i8", "output_tokens": "i8", "cost": "f8"}
+_ANSWER = np.dtype([("key", "u8"), ("name", "u2"), *_NUMBERS.items()])
 
 
 def summaries_of(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
@@ -96,7 +95,7 @@ class _Shared:
         rows["name"] = [self._names.setdefault(pair, len(self._names)) for pair in pairs]
         keys = bytes.fromhex("".join(table["call"].to_pylist()))
         rows["key"] = np.frombuffer(keys, dtype=">u8").reshape(table.num_rows, -1)[:, 0]
-        for name in ("input_tokens", "output_tokens", "cost"):
+        for name in _NUMBERS:
             rows[name] = table[name].to_numpy()  # a cost that is not known becomes NaN
         self._parts.append(rows)
 

@@ -370,8 +370,9 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path) -> None:
     folder.write_text("recipe.yaml", "tasks: [{name: t}]\nmodel: m\nprice_in: 1\nprice_out: 2\n")
     log = TryLog(folder.tries)
     for _ in range(30):
-        log.put("t", time.perf_counter() - 0.2, Usage(input_tokens=100_000, output_tokens=50_000))
+        usage = Usage(input_tokens=100_000, output_tokens=50_000)
+        log.put("t", time.perf_counter() - 0.2, usage, cost=0.2)
     log.flush()
     text = " ".join(Page(Path(write_report(folder)).read_text()).text.split())
     assert "Not ended" in text and "No part is finished yet" in text
-    assert "6.00" in text, "three million in at 1, one and a half out at 2"
+    assert "cost 6.00" in text and "4.5 M" in text
