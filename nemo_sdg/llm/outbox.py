@@ -69,13 +69,13 @@ class Outbox:
             self._timer = None
         done, self._done = self._done, []
         unfiled, self._unfiled = self._unfiled, []
-        self._tries.flush()
         if self._ledger is not None and unfiled:
             try:
                 self._ledger.put_many(unfiled)
             except RunStopped as error:
                 self._failed(error)
                 return
+        self._tries.flush()
         frame = [(*waiter, *payload) for waiters, payload in done for waiter in waiters]
         if frame:
             self.send("done", frame)
