@@ -72,25 +72,26 @@ class Display:
     def progress(self, state: Progress) -> None:
         """Show the state: at once in a terminal, else every few seconds and at the end."""
         is_end = state.parts_done == state.parts_total
-        self._update(progress_line(state), share_done(state), is_end=is_end)
+        lines = [" | ".join(line) for line in _told(state)]
+        self._update(lines, share_done(state), is_end=is_end)
 
     def counted(self, done: int, total: int) -> None:
         """Show how many partitions of a plan are counted."""
         if self._told_s < 0:
             self._told_s = time.monotonic()  # one that is quick needs no line
-        self._update(f"counting: {done:,} of {total:,} partitions", done / total, is_end=False)
+        self._update([f"counting: {done:,} of {total:,} partitions"], done / total, is_end=False)
 
-    def _update(self, line: str, share: float, *, is_end: bool) -> None:
+    def _update(self, lines: list[str], share: float, *, is_end: bool) -> None:
         if self._is_live:
             if self._live is None:
                 self._live = Live(console=self._console, refresh_per_second=4, transient=True)
                 self._live.start()
-            self._live.update(_bar(line, share, self._console.width))
+            self._live.update(_bar("\n".join(lines), share, self._console.width))
             return
         now = time.monotonic()
         if is_end or now - self._told_s >= PLAIN_LINE_EVERY_S:
             self._told_s = now
-            self._write(line)
+            self._write(" | ".join(lines))
 
     def _write(self, text: str) -> None:
         # `Text`: square brackets in what is shown are no markup.
@@ -104,21 +105,29 @@ class Display:
 
 def progress_line(state: Progress) -> str:
     """Put a state into one line."""
+    return " | ".join(part for line in _told(state) for part in line)
+
+
+def _told(state: Progress) -> list[list[str]]:
+    """Return what there is to say, in three lines: how far, what it takes, what goes wrong."""
     total = "" if state.requests_total is None else f"/{state.requests_total:,}"
-    parts = [
+    far = [
         f"{state.rows:,} rows",
         f"{state.requests_done:,}{total} requests",
         f"{state.requests_per_s:,.1f}/s",
-        f"{state.input_tokens:,} tokens in, {state.output_tokens:,} out",
-        f"{state.errors:,} errors",
-        f"{state.in_flight:,} in flight",
         duration(state.seconds),
     ]
     if state.seconds_left is not None and state.parts_done < state.parts_total:
-        parts.append(f"{duration(state.seconds_left)} left")
-    if state.note:
-        parts.append(state.note)
-    return " | ".join(parts)
+        far.append(f"{duration(state.seconds_left)} left")
+    takes = [
+        f"{state.input_tokens:,} tokens in, {state.output_tokens:,} out",
+        f"{state.output_tokens_per_s:,.0f} tokens/s out",
+        "cost unknown" if state.cost is None else f"cost {_money(state.cost)}",
+        f"{state.in_flight:,} in flight",
+    ]
+    causes = f" ({_reasons(state.retries)})" if state.retries else ""
+    wrong = [f"{state.errors:,} errors", f"{sum(state.retries.values()):,} retries{causes}"]
+    return [far, takes, [*wrong, state.note] if state.note else wrong]
 
 
 def share_done(state: Progress) -> float:
@@ -128,11 +137,12 @@ def share_done(state: Progress) -> float:
     return state.parts_done / max(1, state.parts_total)
 
 
-def _bar(line: str, share: float, width: int) -> Text:
+def _bar(text: str, share: float, width: int) -> Text:
     room = max(10, min(40, width // 4))
     full = round(share * room)
     bar = Text("█" * full, style="green").append("░" * (room - full), style="dim")
-    return bar.append(f" {share:4.0%}  ").append(line, style="default")
+    bar.append(f" {share:4.0%}  ")
+    return bar.append(text, style="default")
 
 
 def duration(seconds: float) -> str:
@@ -151,14 +161,20 @@ def show_result(result: RunResult, console: Console | None = None) -> None:
     """Show the table by task, three rows, and where the output is."""
     console = console or out_console()
     console.print(result_table(result))
+    if result.metrics:
+        console.print()
+        console.print(metrics_table(result.metrics))
     for row in result.samples[:3]:
         console.print()
         _show_row(console, row)
     console.print()
     lines = [f"{task}: {folder}" for task, folder in result.data_folders.items()]
     lines += [_ratio_line(task, *ratio) for task, ratio in result.ratios.items()]
-    cost = "unknown (no price given)" if result.cost is None else f"{result.cost:,.4f}"
+    lines += _metric_lines(result.metrics["total"]) if result.metrics else []
+    cost = "unknown (no price given)" if result.cost is None else _money(result.cost)
     lines += [f"cost: {cost}", f"run folder: {result.folder}"]
+    if (report := result.folder / "report.html").exists():
+        lines.append(f"report: {report}")
     if result.was_complete_before:
         lines.append("complete: everything was done before, nothing was asked")
     else:
@@ -185,8 +201,7 @@ def result_table(result: RunResult) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("dropped")
     table.add_column("dead")
-    for name in ("tokens in", "tokens out", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
     for task, counts in result.counts.items():
         numbers = [
             sum(counts.get(f"documents.{end}", 0) for end in _DOCUMENT_ENDS),
@@ -198,11 +213,66 @@ def result_table(result: RunResult) -> Table:
             *(f"{number:,}" for number in numbers),
             Text(_dropped(counts)),
             Text(_reasons(_under(counts, "dead.")) or "0"),
-            f"{counts.get('input_tokens', 0):,}",
-            f"{counts.get('output_tokens', 0):,}",
             "" if seconds is None else f"{seconds:,.1f}",
         )
     return table
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """Return what every task took as a table: requests, latency, tokens, cost, waste."""
+    rows = dict(metrics["tasks"])
+    if len(rows) > 1:
+        rows["all"] = metrics["total"]
+    tokens = {"input": "tokens in", "cached": "cached", "output": "tokens out"}
+    tokens["reasoning"] = "reasoning"
+    for name in ("cached", "reasoning"):  # most servers tell neither
+        if not metrics["total"]["tokens"][f"{name}_tokens"]:
+            del tokens[name]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("task", no_wrap=True)
+    for title in (
+        *("sent", "requests/s", "p50 s", "p95 s", "p99 s", *tokens.values()),
+        *("cost", "retries", "wasted"),
+    ):
+        table.add_column(title, justify="right", no_wrap=True)
+    for task, one in rows.items():
+        latency = one["latency"]
+        table.add_row(
+            Text(task),
+            f"{one['sent']:,}",
+            f"{one['requests_per_s']:,.1f}",
+            *(f"{latency[name]:.3f}" if latency else "" for name in ("p50", "p95", "p99")),
+            *(f"{one['tokens'][f'{name}_tokens']:,}" for name in tokens),
+            "unknown" if one["cost"] is None else _money(one["cost"]),
+            f"{sum(one['retries'].values()):,}",
+            f"{_wasted_share(one):.1%}",
+        )
+    return table
+
+
+def _metric_lines(total: Mapping[str, Any]) -> list[str]:
+    """Say why requests were sent again, and what was paid for in vain."""
+    lines = []
+    if total["retries"]:
+        lines.append(f"retries: {_reasons(total['retries'])}")
+    if total["waste"]:
+        sizes = {
+            reason: spent["input_tokens"] + spent["output_tokens"]
+            for reason, spent in total["waste"].items()
+        }
+        lines.append(f"wasted: {_wasted_share(total):.1%} of the tokens: {_reasons(sizes)}")
+    return lines
+
+
+def _wasted_share(one: Mapping[str, Any]) -> float:
+    both = ("input_tokens", "output_tokens")
+    paid = sum(one["tokens"][name] for name in both)
+    lost = sum(spent[name] for spent in one["waste"].values() for name in both)
+    return lost / paid if paid else 0.0
+
+
+def _money(cost: float) -> str:
+    return f"{cost:,.4f}"
 
 
 def _under(counts: Mapping[str, int], prefix: str) -> dict[str, int]:

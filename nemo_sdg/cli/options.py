@@ -49,6 +49,7 @@ FIELDS = (
     "max_requests",
     "max_tokens",
     "max_cost",
+    "no_samples",
     "yes",
 )
 """Fields that have an option; the others are set in a recipe."""

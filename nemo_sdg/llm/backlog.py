@@ -19,6 +19,7 @@ class Item:
         waiters: sessions, each with its token, that want the answer; none: nobody does any more.
         tries: sent in vain, as far as it counts against the request.
         refusals: 429s; they count for no try.
+        label: the task that asks.
         sent: how often it was sent at all.
         was_spared: it was let try once more since the endpoint was suspect.
         is_for_fallback: all its tries elsewhere are used up.
@@ -32,6 +33,7 @@ class Item:
     output_tokens: int | None
     session: int
     stage: int
+    label: str = ""
     waiters: list[tuple[int, int]] = field(default_factory=list)
     tries: int = 0
     refusals: int = 0

@@ -189,6 +189,11 @@ class Endpoint:
         """The most requests in flight over all workers together."""
         return self.concurrency or self.max_concurrency or (256 if self.is_local else 32)
 
+    @property
+    def is_priced(self) -> bool:
+        """True where it is known what a call costs."""
+        return self.price_in is not None and self.price_out is not None
+
     def cost(self, usage: Usage) -> float | None:
         """Return the price of a call, None where a price is not known (never 0)."""
         if self.price_in is None or self.price_out is None:

@@ -20,7 +20,6 @@ import math
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from nemo_sdg.errors import (
@@ -35,10 +34,11 @@ from nemo_sdg.llm.frames import read_frame
 from nemo_sdg.llm.later import Later
 from nemo_sdg.llm.ledger import Ledger, entries_of
 from nemo_sdg.llm.outbox import Outbox
-from nemo_sdg.llm.replica import Flight, Replica
+from nemo_sdg.llm.replica import Replica
 from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.retry import verdict
 from nemo_sdg.llm.second_try import wait_after
+from nemo_sdg.llm.tries import CANCELLED, Sent, TryLog, usage_told
 
 __all__ = ["Engine", "EngineConfig"]
 
@@ -54,16 +54,6 @@ REFUSALS_TO_STOP = 5
 """403s before anything was answered that are taken for a wrong key."""
 
 
-@dataclass(slots=True)
-class _Sent:
-    """A request in flight."""
-
-    item: Item
-    replica: Replica
-    flight: Flight
-    has_ended: bool = False
-
-
 class Engine:
     """See the module's text. Runs until its socket closes."""
 
@@ -72,7 +62,8 @@ class Engine:
         self.reader = reader
         self.fleet = Fleet(config)
         self.ledger = Ledger(config.ledger, writer=True, load=False) if config.ledger else None
-        self.outbox = Outbox(out, self.ledger, self._stop)
+        self.tries = TryLog(config.tries)
+        self.outbox = Outbox(out, self.ledger, self._stop, self.tries)
         self.backlog = Backlog()
         self.open: dict[tuple[str, ...], Item] = {}
         self.counts: Counter[str] = Counter()
@@ -80,7 +71,7 @@ class Engine:
         self.fatal: NemoSdgError | None = None
         self._has_answered = False
         self._refused: list[tuple[Item, RequestError]] = []
-        self._tasks: dict[asyncio.Task[None], _Sent] = {}
+        self._tasks: dict[asyncio.Task[None], Sent] = {}
         self._later = Later(self._again)
         self._newest = 0
         self._refreshed = 0.0
@@ -139,6 +130,7 @@ class Engine:
             await asyncio.gather(*leftover, return_exceptions=True)
             await self.fleet.close()
             self.outbox.flush()
+            self.tries.close()
             if self.ledger is not None:
                 self.ledger.close()
 
@@ -158,9 +150,9 @@ class Engine:
             self._stop(error)
         self._refreshed = time.monotonic()
 
-    def _submit(self, session: int, stage: int, items: list[list[Any]]) -> None:
+    def _submit(self, session: int, stage: int, label: str, items: list[list[Any]]) -> None:
         for token, keys, kind, model, body, output_tokens in items:
-            item = Item(tuple(keys), kind, model, body, output_tokens, session, stage)
+            item = Item(tuple(keys), kind, model, body, output_tokens, session, stage, label)
             self._take(item, token)
         self._pump()
 
@@ -229,14 +221,14 @@ class Engine:
         self.counts["sent"] += 1
         self.fleet.spent["requests"] += 1
         flight = replica.started(now, len(item.body), item.output_tokens)
-        sent = _Sent(item, replica, flight)
+        sent = Sent(item, replica, flight)
         task = asyncio.create_task(self._ask(sent))
         self._tasks[task] = sent
         task.add_done_callback(self._slot_is_free)
 
-    async def _ask(self, sent: _Sent) -> None:
+    async def _ask(self, sent: Sent) -> None:
         item, replica = sent.item, sent.replica
-        started = time.perf_counter()
+        body: dict[str, Any] = {}
         try:
             asked = replica.body(item.body, written_for=self.config.endpoint)
             body = await replica.transport.send(item.kind, asked)
@@ -246,20 +238,21 @@ class Engine:
                 model=item.model,
                 endpoint=replica.endpoint.url,
                 attempts=item.sent,
-                latency_s=time.perf_counter() - started,
+                latency_s=time.perf_counter() - sent.started,
             )
         except RequestError as error:
-            sent.has_ended = True
+            sent.code, sent.usage = error.code, usage_told(body)
             self._failed(sent, error)
         else:
-            sent.has_ended = True
+            sent.code = ""
             self._answered(sent, body, lines)
 
     def _slot_is_free(self, task: asyncio.Task[None]) -> None:
         # Here and not in `_ask`: a task that is cancelled before it began never runs a line.
         sent = self._tasks.pop(task)
         replica = sent.replica
-        if not sent.has_ended:
+        sent.note(self.tries)
+        if sent.code == CANCELLED:
             replica.abandoned(time.monotonic(), sent.flight)
         if not task.cancelled() and (error := task.exception()) is not None:
             words = self.fleet.scrub(f"{type(error).__name__}: {error}")
@@ -268,8 +261,8 @@ class Engine:
             self._tell_soon()  # it held more than its lease, and others wait for what is free now
         self._pump()
 
-    def _answered(self, sent: _Sent, body: dict[str, Any], lines: list[bytes]) -> None:
-        usage = Usage.from_body(body.get("usage"))
+    def _answered(self, sent: Sent, body: dict[str, Any], lines: list[bytes]) -> None:
+        usage = sent.usage = Usage.from_body(body.get("usage"))
         sent.replica.answered(time.monotonic(), sent.flight, len(sent.item.body), usage)
         self.fleet.used(sent.replica, usage)
         self._has_answered = True
@@ -281,7 +274,7 @@ class Engine:
         self.open.pop(sent.item.keys, None)
         self.outbox.answer(sent.item.waiters, lines)
 
-    def _failed(self, sent: _Sent, error: RequestError) -> None:
+    def _failed(self, sent: Sent, error: RequestError) -> None:
         item, replica = sent.item, sent.replica
         self.counts["failed." + error.code] += 1
         is_own = replica.is_fallback or item.model == self.config.endpoint.model
@@ -301,6 +294,7 @@ class Engine:
             self._give_up(item, error)
         else:
             self.counts["retries." + error.code] += 1
+            sent.is_repeated = True
             self._later.put(item, wait_s)
         self._end_if_out(now)
 
@@ -365,6 +359,8 @@ class Engine:
             "is_down": self.fleet.is_down,
             "lag_s": round(self.lag_s, 4),
         }
+        self.tries.flush()
+        self.counts["cost"] = self.fleet.spent["cost"]  # type: ignore[assignment]
         wanted = self.in_flight + len(self.backlog) + len(self._later)
         report = self.fleet.report(wanted=wanted)
         self.outbox.send("state", state, dict(self.counts), report, time.monotonic())

@@ -45,6 +45,7 @@ class EngineConfig:
             failed at all of them. Its answers are filed under the key first asked.
         ledger: folder of the ledger; None: answers are not kept.
         ledger_sync_s: seconds between forced writes to the disk, 0.05 at least.
+        tries: folder of the log of requests (`llm.tries`); None: there is none.
         caps: what all engines of the run may spend together.
         run: id of the run the engine belongs to and ends with, "" outside of runs.
 
@@ -57,6 +58,7 @@ class EngineConfig:
     fallback: Endpoint | None = None
     ledger: str | None = None
     ledger_sync_s: float = 1.0
+    tries: str | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_outage_s: float = 600.0
     failures: FailureRule = field(default_factory=FailureRule)

@@ -10,6 +10,7 @@ from typing import Any
 from nemo_sdg.errors import NemoSdgError, RunStopped
 from nemo_sdg.llm.frames import write_frame
 from nemo_sdg.llm.ledger import Ledger
+from nemo_sdg.llm.tries import TryLog
 
 GATHER_S, GATHER_MOST = 0.002, 64
 """How long answers are gathered, and how many: a system call and a waking of the worker's thread
@@ -25,12 +26,17 @@ class Outbox:
         writer: where frames go.
         ledger: where answers are filed before they are handed over; None: nowhere.
         failed: called when they cannot be filed; they are not handed over then.
+        tries: written down along with the answers.
     """
 
     def __init__(
-        self, writer: Any, ledger: Ledger | None, failed: Callable[[NemoSdgError], None]
+        self,
+        writer: Any,
+        ledger: Ledger | None,
+        failed: Callable[[NemoSdgError], None],
+        tries: TryLog,
     ) -> None:
-        self._writer, self._ledger, self._failed = writer, ledger, failed
+        self._writer, self._ledger, self._failed, self._tries = writer, ledger, failed, tries
         self._done: list[tuple[Waiters, tuple[Any, ...]]] = []
         self._unfiled: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -69,6 +75,7 @@ class Outbox:
             except RunStopped as error:
                 self._failed(error)
                 return
+        self._tries.flush()
         frame = [(*waiter, *payload) for waiters, payload in done for waiter in waiters]
         if frame:
             self.send("done", frame)

@@ -229,6 +229,7 @@ class ScriptedEndpoint(ApiServer):
         if fault is not None:
             answers = fault.spoil(answers)
         response = Response(call=call, model=self.model_of(call), answers=answers, count=_count)
+        entry.usage = response.usage
         num_characters = len(call.text) + sum(len(a.text or "") for a in answers)
         if call.body.get("stream"):
             return await self._write_events(response, request, entry, fault, num_characters)

@@ -27,8 +27,8 @@ _by_code = {
 class Session:
     """The requests of one partition. Used by one thread; close it (or use `with`)."""
 
-    def __init__(self, engine: EngineHandle, number: int) -> None:
-        self.number = number
+    def __init__(self, engine: EngineHandle, number: int, label: str = "") -> None:
+        self.number, self.label = number, label
         self._engine = engine
         self._inbox: queue.SimpleQueue[list[list[Any]] | None] = queue.SimpleQueue()
         self._has_submitted = False

@@ -30,6 +30,7 @@ class Entry:
         end_s: when the answer was complete or given up; None while it is under way.
         status: of the answer; None where no status line was sent.
         fault: kind of the fault that was played.
+        usage: what the reply says it cost, be it that it never went out whole.
         connection: 0, 1, 2 ... in the order in which connections first sent a request.
         in_flight: requests under way at arrival, with this one.
         num_events: events of a stream that were sent.
@@ -50,6 +51,7 @@ class Entry:
     end_s: float | None = None
     status: int | None = None
     fault: str | None = None
+    usage: dict[str, Any] | None = None
     num_events: int = 0
     client_left: bool = False
 

@@ -132,15 +132,15 @@ class EngineHandle:
         on_way = self._on_way + sum(self._reserved.values())
         return on_way >= ADMIT_FACTOR * max(1, self._slots) or self._bytes_on_way >= ADMIT_BYTES
 
-    def session(self) -> Session:
-        """Open a session; its requests go before those of sessions opened later."""
+    def session(self, label: str = "") -> Session:
+        """Open a session for a task (`label`); it goes before sessions opened later."""
         with self._changed:
             idle_s = 0.0 if self._sessions else time.monotonic() - self._closed_at
             if idle_s > FORGET_AFTER_S or (self.guard.is_broken and not self._sessions):
                 self.guard.forget()
             self._sequence += 1
             self._let_in_at = time.monotonic()
-            session = Session(self, self._sequence)
+            session = Session(self, self._sequence, label)
             self._sessions[session.number] = session
         self._check()
         return session
@@ -194,7 +194,7 @@ class EngineHandle:
         with self._changed:
             self._on_way += len(packed)
             self._bytes_on_way += size
-        self._send(["submit", session.number, stage, packed])
+        self._send(["submit", session.number, stage, session.label, packed])
         self._check()
 
     def _forget(self, session: Session) -> None:

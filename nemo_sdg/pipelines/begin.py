@@ -113,6 +113,7 @@ def prepare(
     state: Mapping[str, Any],
     *,
     ledger: str | None = None,
+    tries: str | None = None,
 ) -> Job:
     """Check endpoint, tokenizer, input and budgets, and plan the work; sends nothing that costs.
 
@@ -143,6 +144,7 @@ def prepare(
         ledger=str(ledger),
         fingerprint=fingerprint,
         block_bytes=state.get("block_bytes"),
+        tries=tries or (folder.tries if folder else None),
     )
     for server in servers:
         preflight(server, [chain.task for chain in job.chains], tokenizer)

@@ -44,7 +44,7 @@ ESTIMATE_ROOM = 0.9
 
 COUNTS = (
     *(f"documents.{state}" for state in ("complete", "partial", "empty", "filtered")),
-    *("segments", "requests", "from_ledger", "kept", "rows"),
+    *("segments", "asked", "requests", "from_ledger", "kept", "rows"),
     *("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens"),
 )
 """Counts that every part has; `filtered.<name>` and `dead.<reason>` are there when they occur."""
@@ -266,8 +266,9 @@ class Chain:
         kept = self._kept(answered, segments, record)
         data = self._tidy(self.shape_of(kept))
 
+        record.settle()
         counts.update(record.counts)
-        counts["segments"] = len(segments)
+        counts["segments"], counts["asked"] = len(segments), len(asked)
         joined = JOINED_FIELD in kept.columns
         counts["kept"] = int(kept[JOINED_FIELD].sum()) if joined else len(kept)
         counts["rows"] = len(data)

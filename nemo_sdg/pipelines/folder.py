@@ -3,10 +3,12 @@
     data/part-*            with several tasks data/<task>/part-*
     dead_letters/          rows that failed: id, segment_id, task, reason, detail, raw, attempts
     dropped/               what filters removed: id, segment_id, task, filter, score, text
-    provenance/            one row an answer: model, hashes, seed, tokens, latency, cost
+    provenance/            one row an answer: model, hashes, seed, tokens, latency, cost, outcome
+    tries/                 one line a request that was sent, answered or not
     ledger/                every answer paid for
     state/                 one file a finished part: a rerun skips these
     recipe.yaml  run.json  as resolved; what happened and what it cost
+    report.html            the same to look at
 
 Folders are 0700, files 0600. `owner.json` keeps a second run out (`nemo_sdg.pipelines.owner`).
 """
@@ -68,6 +70,11 @@ class RunFolder:
         """Where answers are filed."""
         return str(self.path / "ledger")
 
+    @property
+    def tries(self) -> str:
+        """Where every request is noted: what was paid for."""
+        return str(self.path / "tries")
+
     def data(self, task: str, *, is_only: bool) -> Path:
         """Where the rows of a task go."""
         return self.path / "data" if is_only else self.path / "data" / task
@@ -76,7 +83,7 @@ class RunFolder:
         """Make the folder, private to its owner."""
         try:
             make_folder(self.path)
-            for name in ("data", "state", "ledger"):
+            for name in ("data", "state", "ledger", "tries"):
                 make_folder(self.path / name)
         except OSError as error:
             raise RunFolderError(

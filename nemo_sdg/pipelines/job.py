@@ -95,6 +95,7 @@ def plan_job(
     ledger: str,
     fingerprint: str,
     block_bytes: int | None = None,
+    tries: str | None = None,
 ) -> Job:
     """Make chains and partitions; reads no more than a sample and, where needed, the ids.
 
@@ -102,7 +103,7 @@ def plan_job(
         DataError, ConfigurationError: what is wrong with input, tasks or their budgets.
     """
     tasks = recipe.resolved_tasks()
-    chains = [_chain(recipe, task, endpoint, tokenizer, ledger) for task in tasks]
+    chains = [_chain(recipe, task, endpoint, tokenizer, ledger, tries) for task in tasks]
     for chain in chains:
         chain.generate.config()  # raises where endpoints and caps cannot go together
     planned = [chain for chain in chains if _plan(chain.task) is not None]
@@ -148,6 +149,7 @@ def _chain(
     endpoint: Endpoint,
     tokenizer: Tokenizer,
     ledger: str,
+    tries: str | None,
 ) -> Chain:
     is_low = task.name == "wikipedia_rephrase"
     rule = at_most(HIGH_QUALITY_ABOVE, name="quality_low") if is_low else None
@@ -172,6 +174,7 @@ def _chain(
         generate_options={
             "ledger": ledger,
             "ledger_sync_s": recipe.ledger_sync_s,
+            "tries": tries,
             "from_columns": dict(recipe.from_columns),
             "replicas": replicas,
             "fallback": fallback,

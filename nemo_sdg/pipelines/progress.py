@@ -5,19 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nemo_sdg.llm.worker import engines
+from nemo_sdg.pipelines.tally import added, tallied
 
 TOPIC = "nemo-sdg-progress"
 PUBLISH_S = 0.5
 _RATE_WINDOW_S = 10.0
+_RETRIES = "retries."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run has come. Numbers are of this run; parts include those found finished."""
+    """How far a run has come, what it did in earlier sessions among it.
+
+    Attributes:
+        requests_done: answers that came or were found in the ledger.
+        requests_per_s, output_tokens_per_s: over the last ten seconds.
+        errors: rows that ended without a value.
+        retries: why a request was sent again -> how often.
+        cost: of all tokens so far; None where a price is unknown.
+    """
 
     parts_done: int
     parts_total: int
@@ -32,6 +43,9 @@ class Progress:
     seconds: float
     seconds_left: float | None
     note: str = ""
+    output_tokens_per_s: float = 0.0
+    cost: float | None = None
+    retries: Mapping[str, int] = field(default_factory=dict)
 
 
 class Observer(Protocol):
@@ -126,15 +140,22 @@ def here(worker: str | None = None) -> dict[str, Any]:
 
 @dataclass
 class Gathered:
-    """Adds up what the workers publish."""
+    """Adds up what the workers publish.
+
+    Attributes:
+        before: counts of earlier sessions, see `counts_so_far`.
+        is_priced: whether all that is sent has a price.
+    """
 
     parts_total: int
     requests_total: int | None = None
     parts_done: int = 0
     parts_found: int = 0
+    before: Mapping[str, float] = field(default_factory=dict)
+    is_priced: bool = False
     started: float = field(default_factory=time.monotonic)
     _workers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _recent: deque[tuple[float, int]] = field(default_factory=deque)
+    _recent: deque[tuple[float, int, int]] = field(default_factory=deque)
 
     def take(self, state: dict[str, Any]) -> None:
         """Take what a worker published; a restarted worker begins anew and adds to the old."""
@@ -143,15 +164,16 @@ class Gathered:
     def state(self) -> Progress:
         """Return the sum, with the rate over the last seconds."""
         now = time.monotonic()
-        counts: Counter[str] = Counter()
+        counts: Counter[str] = Counter(self.before)
         for state in self._workers.values():
             counts.update(state["counts"])
-        done = counts["answers"] + counts["from_ledger"]
-        self._recent.append((now, done))
+        done, tokens = counts["answers"] + counts["from_ledger"], counts["output_tokens"]
+        self._recent.append((now, done, tokens))
         while now - self._recent[0][0] > _RATE_WINDOW_S:
             self._recent.popleft()
-        since, before = self._recent[0]
-        rate = (done - before) / (now - since) if now > since else 0.0
+        since, done_then, tokens_then = self._recent[0]
+        passed_s = now - since
+        rate = (done - done_then) / passed_s if passed_s else 0.0
         notes = [state["note"] for state in self._workers.values() if state["note"]]
         return Progress(
             parts_done=self.parts_done + self.parts_found,
@@ -167,26 +189,41 @@ class Gathered:
             seconds=now - self.started,
             seconds_left=self._seconds_left(done, rate),
             note=notes[0] if notes else "",
+            output_tokens_per_s=(tokens - tokens_then) / passed_s if passed_s else 0.0,
+            cost=counts["cost"] if self.is_priced and not counts["unpriced"] else None,
+            retries={
+                name.removeprefix(_RETRIES): n
+                for name, n in counts.most_common()
+                if name.startswith(_RETRIES) and n
+            },
         )
 
-    def conclude(self, summaries: list[dict[str, Any]]) -> None:
-        """Take the counts of the finished parts: the last words of the workers may be under way."""
-        counts: Counter[str] = Counter()
-        for summary in summaries:
-            one = summary["counts"]
-            dead = sum(number for name, number in one.items() if name.startswith("dead."))
-            counts.update(
-                {
-                    "from_ledger": one["requests"],
-                    "rows": one["kept"] + dead,
-                    "errors": dead,
-                    "input_tokens": one["input_tokens"],
-                    "output_tokens": one["output_tokens"],
-                }
-            )
-        self._workers = {"": {"counts": dict(counts), "in_flight": 0, "note": ""}}
+    def conclude(self, counts: Mapping[str, float]) -> None:
+        """Take the counts of the whole run: the last words of the workers may be under way."""
+        self.before = counts
+        self._workers.clear()
 
     def _seconds_left(self, done: int, rate: float) -> float | None:
         if self.requests_total is None or rate <= 0:
             return None
         return max(0.0, (self.requests_total - done) / rate)
+
+
+def counts_so_far(tries: str, summaries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what the sessions of a run have done, by the names that engines use.
+
+    Args:
+        tries: folder of the log of requests: what was paid for.
+        summaries: of the finished parts: what became of rows.
+    """
+    counts: Counter[str] = Counter()
+    cost: float | None = 0.0
+    for tally in tallied(tries).values():
+        cost = added(cost, tally.cost)
+        counts.update(tally.tokens)
+        counts.update({f"{_RETRIES}{code}": n for code, n in tally.retries.items()})
+    for summary in summaries:
+        one = summary["counts"]
+        dead = sum(number for name, number in one.items() if name.startswith("dead."))
+        counts.update({"from_ledger": one["requests"], "rows": one["kept"] + dead, "errors": dead})
+    return {**counts, "cost": cost or 0.0, "unpriced": cost is None}

@@ -163,6 +163,8 @@ class Recipe(Part):
     """Stop, resumable, when so many tokens were used, of prompts and answers."""
     max_cost: Number | None = _field("free", gt=0)
     """Stop, resumable, when so much was spent; needs the prices."""
+    no_samples: bool = _field("free", False)
+    """Leave sample texts out of report.html."""
     yes: bool = _field("free", False)
     """Do not ask before a large run."""
 

@@ -7,7 +7,7 @@ import errno
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,15 +25,15 @@ from nemo_sdg.errors import (
     UnknownModel,
 )
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.request import Usage
 from nemo_sdg.pipelines.chain import check_counts
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job
-from nemo_sdg.tasks.task import Task
+from nemo_sdg.pipelines.metrics import measure
+from nemo_sdg.pipelines.recipe import Recipe
+from nemo_sdg.pipelines.used_answers import summaries_of
+from nemo_sdg.tasks.task import FlowTask, Task
 
 DEAD_LETTERS_ALLOWED = 0.05
-TOKEN_COUNTS = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
-
 _SAMPLES = 3
 
 
@@ -46,7 +46,9 @@ class RunResult:
         exit_code: 0, or 4 when more than 5 % of a task's segments are dead letters.
         was_complete_before: nothing had to be done.
         samples: a few rows, task under "task".
-        cost: None where a price is unknown.
+        cost: of all that was sent, in every session; None where a price is unknown.
+        tokens: likewise.
+        metrics: `pipelines.metrics.Metrics` as it stands in run.json.
         ratios: task -> (tokens of the outputs for each token of their segments, the figure
             published for the task or None).
     """
@@ -59,6 +61,7 @@ class RunResult:
     samples: list[dict[str, Any]] = field(default_factory=list)
     cost: float | None = None
     tokens: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     data_folders: Mapping[str, Path] = field(default_factory=dict)
     task_seconds: Mapping[str, float] = field(default_factory=dict)
     ratios: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
@@ -81,6 +84,7 @@ def finished_before(folder: RunFolder, fingerprint: str) -> RunResult | None:
         samples=_samples(data),
         cost=report["cost"],
         tokens=report["tokens"],
+        metrics=report["metrics"],
         data_folders=data,
         task_seconds=report["task_seconds"],
         ratios={task: (one, other) for task, (one, other) in report["ratios"].items()},
@@ -111,9 +115,7 @@ def conclude(
         name = chain.task.name
         mine = [summaries[name, p.number] for p in job.parts if p.chain is chain]
         metas = [p.meta for p in job.parts if p.chain is chain]
-        counts[name] = Counter()
-        for summary in mine:
-            counts[name].update(summary["counts"])
+        counts[name] = counts_of(mine)
         check_counts(name, counts[name])
         folder.forget_parts(name, len(mine))
         folders[name] = folder.data(name, is_only=is_only)
@@ -121,7 +123,7 @@ def conclude(
         parts[folders[name]] = ([s["parts"]["data"] for s in mine], schema)
         task_seconds[name] = _busy_seconds(mine)
     folder.finish(parts)
-    tokens = {name: sum(one[name] for one in counts.values()) for name in TOKEN_COUNTS}
+    metrics = measure(folder, is_priced=is_priced(job.recipe))
     dead_share = max(_dead_share(one) for one in counts.values())
     result = RunResult(
         folder=folder.path,
@@ -130,18 +132,18 @@ def conclude(
         seconds=round(seconds, 3),
         was_complete_before=False,
         samples=_samples(folders),
-        cost=_cost(endpoint, tokens),
-        tokens=tokens,
+        cost=metrics.total.cost,
+        tokens=metrics.total.tokens,
+        metrics=metrics.plain(),
         data_folders=folders,
         task_seconds=task_seconds,
         ratios=_ratios(job, counts),
     )
-    folder.write_json("run.json", _report(job, result, endpoint))
+    folder.write_json("run.json", _report(folder, job, result))
     return result
 
 
-def _report(job: Job, result: RunResult, endpoint: Endpoint) -> dict[str, Any]:
-    tokenizer = job.chains[0].tokenizer
+def _report(folder: RunFolder, job: Job, result: RunResult) -> dict[str, Any]:
     return {
         "status": "complete",
         "exit_code": result.exit_code,
@@ -149,11 +151,28 @@ def _report(job: Job, result: RunResult, endpoint: Endpoint) -> dict[str, Any]:
         "counts": result.counts,
         "tokens": result.tokens,
         "cost": result.cost,
+        "metrics": result.metrics,
         "seconds": result.seconds,
         "task_seconds": result.task_seconds,
         "ratios": result.ratios,
-        "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "ended_at": _now(),
         "data": {t: str(p.relative_to(result.folder)) for t, p in result.data_folders.items()},
+        **_settings(folder),
+    }
+
+
+def is_priced(recipe: Recipe) -> bool:
+    """Tell whether what is sent has a price."""
+    return recipe.price_in is not None and recipe.price_out is not None
+
+
+def about(job: Job, endpoint: Endpoint) -> dict[str, Any]:
+    """Return what a run is done with, for `begin.bind` to write down before it begins."""
+    tokenizer = job.chains[0].tokenizer
+    parts = Counter(part.chain.task.name for part in job.parts)
+    return {
+        "parts": dict(parts),
+        "columns": {chain.task.name: _made_columns(chain.task) for chain in job.chains},
         "seed": job.recipe.seed,
         "model": endpoint.model,
         "endpoint": endpoint.url,
@@ -172,9 +191,33 @@ def _report(job: Job, result: RunResult, endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def note_end(folder: RunFolder, fingerprint: str, error: BaseException) -> None:
-    """Leave a run.json that says why there is no complete one."""
+def _made_columns(task: Task | FlowTask) -> list[str]:
+    rows = task.rows.columns if isinstance(task, Task) and task.rows else ()
+    return [*task.columns, *rows]
+
+
+def note_begin(folder: RunFolder, fingerprint: str) -> None:
+    """Leave a run.json that says so where the run never comes to tell how it ended."""
+    begun = {"status": "running", "fingerprint": fingerprint, "began_at": _now()}
+    folder.write_json("run.json", begun | _settings(folder))
+
+
+def note_end(folder: RunFolder, fingerprint: str, error: BaseException, *, is_priced: bool) -> None:
+    """Leave a run.json that says why there is no complete one, and what was spent and made."""
     status = "stopped" if isinstance(error, RunStopped | KeyboardInterrupt) else "failed"
+    done: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # what ended the run may have spoilt the folder too
+        metrics = measure(folder, is_priced=is_priced)
+        done = {
+            "counts": {
+                task: dict(sorted(counts_of(parts).items()))
+                for task, parts in summaries_of(folder).items()
+            },
+            "tokens": metrics.total.tokens,
+            "cost": metrics.total.cost,
+            "metrics": metrics.plain(),
+            **_settings(folder),
+        }
     with contextlib.suppress(OSError):  # the disk may be what is full
         folder.write_json(
             "run.json",
@@ -184,8 +227,27 @@ def note_end(folder: RunFolder, fingerprint: str, error: BaseException) -> None:
                 "detail": str(error),
                 "exit_code": getattr(error, "exit_code", 130),
                 "fingerprint": fingerprint,
+                "ended_at": _now(),
+                **done,
             },
         )
+
+
+def counts_of(summaries: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Add up the counts of finished parts."""
+    counts: Counter[str] = Counter()
+    for summary in summaries:
+        counts.update(summary["counts"])
+    return counts
+
+
+def _settings(folder: RunFolder) -> dict[str, Any]:
+    found: dict[str, Any] = (folder.read_json("state.json") or {}).get("about", {})
+    return found
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def as_known(error: BaseException) -> BaseException:
@@ -234,15 +296,6 @@ def _dead_share(counts: Mapping[str, int]) -> float:
     segments = counts.get("segments", 0)
     dead = sum(n for name, n in counts.items() if name.startswith("dead."))
     return dead / segments if segments else 0.0
-
-
-def _cost(endpoint: Endpoint, tokens: Mapping[str, int]) -> float | None:
-    return endpoint.cost(
-        Usage(
-            input_tokens=tokens.get("input_tokens", 0),
-            output_tokens=tokens.get("output_tokens", 0),
-        )
-    )
 
 
 def _samples(folders: Mapping[str, Path]) -> list[dict[str, Any]]:

@@ -26,7 +26,17 @@ from nemo_sdg.pipelines.owner import owned
 from nemo_sdg.pipelines.preview import preview
 from nemo_sdg.pipelines.progress import Observer, Quiet
 from nemo_sdg.pipelines.recipe import Recipe
-from nemo_sdg.pipelines.result import RunResult, as_known, conclude, finished_before, note_end
+from nemo_sdg.pipelines.report import write_report
+from nemo_sdg.pipelines.result import (
+    RunResult,
+    about,
+    as_known,
+    conclude,
+    finished_before,
+    is_priced,
+    note_begin,
+    note_end,
+)
 from nemo_sdg.pipelines.work import do_work
 
 __all__ = ["Observer", "RunResult", "preview", "run"]
@@ -71,15 +81,27 @@ def run(
             with open_endpoint(recipe, observer) as endpoint:
                 job = prepare(recipe, endpoint, folder, fingerprint, state)
                 # From here on the folder belongs to these settings: something will be asked.
-                bind(folder, recipe, inputs, job.tokenizer, block_bytes=job.block_bytes)
+                bind(
+                    folder,
+                    recipe,
+                    inputs,
+                    job.tokenizer,
+                    block_bytes=job.block_bytes,
+                    about=about(job, endpoint),
+                )
+                note_begin(folder, fingerprint)
                 summaries = do_work(job, endpoint, folder, observer, client, lease)
-            return conclude(job, folder, summaries, endpoint, time.perf_counter() - started)
+            result = conclude(job, folder, summaries, endpoint, time.perf_counter() - started)
         except BaseException as error:
             known = as_known(error)
-            note_end(folder, fingerprint, known)
+            note_end(folder, fingerprint, known, is_priced=is_priced(recipe))
+            with contextlib.suppress(Exception):  # its own error matters more
+                write_report(folder)
             if known is error:
                 raise
             raise known from error
+        write_report(folder)
+        return result
 
 
 @contextlib.contextmanager

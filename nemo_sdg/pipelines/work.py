@@ -22,7 +22,13 @@ from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job, Part
 from nemo_sdg.pipelines.owner import Lease
 from nemo_sdg.pipelines.preflight import worker_preflight
-from nemo_sdg.pipelines.progress import TOPIC, Gathered, Observer, publish_from_here
+from nemo_sdg.pipelines.progress import (
+    TOPIC,
+    Gathered,
+    Observer,
+    counts_so_far,
+    publish_from_here,
+)
 from nemo_sdg.pipelines.recipe import Recipe
 
 ALLOWED_FAILURES = 20
@@ -65,12 +71,15 @@ def do_work(
         open_cluster(job.recipe, endpoint, client) as cluster,
         _engines_stopped(cluster, endpoint) as run,
     ):
-        for server in job.chains[0].generate.config().endpoints:
+        servers = job.chains[0].generate.config().endpoints
+        for server in servers:
             cluster.run(worker_preflight, server)
         gathered = Gathered(
             parts_total=len(job.parts),
-            requests_total=planned.requests if not summaries else None,
+            requests_total=planned.requests,
             parts_found=len(summaries),
+            before=counts_so_far(folder.tries, summaries.values()),
+            is_priced=all(server.is_priced for server in servers),
         )
         cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
         try:
@@ -79,7 +88,7 @@ def do_work(
         finally:
             with contextlib.suppress(Exception):
                 cluster.unsubscribe_topic(TOPIC)
-        gathered.conclude(list(summaries.values()))
+        gathered.conclude(counts_so_far(folder.tries, summaries.values()))
         observer.progress(gathered.state())
     return summaries
 

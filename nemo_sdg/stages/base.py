@@ -66,7 +66,12 @@ PROVENANCE_COLUMNS: Mapping[str, Dtype] = {
     "latency_s": "float64",
     "was_filed": "bool",
     "cost": "float64",
+    "outcome": "string",
 }
+"""`outcome` tells what became of an answer's row: `kept`, `dead.<reason>`, `filtered.<name>`, or
+`asked_again` where a later answer to the same question was kept instead."""
+
+KEPT, ASKED_AGAIN = "kept", "asked_again"
 
 
 @dataclass
@@ -114,6 +119,15 @@ class Record:
         self.counts[f"filtered.{filter}"] += (
             int(frame[JOINED_FIELD].sum()) if joined else len(frame)
         )
+
+    def settle(self) -> None:
+        """Note in the provenance which answers were for nothing, now that filters have spoken."""
+        gone = {(row["id"], row["segment_id"]): row["filter"] for row in self.dropped}
+        for row in self.provenance if gone else ():
+            # A joined document that goes takes the answers of all its segments along.
+            name = gone.get((row["id"], row["segment_id"])) or gone.get((row["id"], None))
+            if name is not None and row["outcome"] == KEPT:
+                row["outcome"] = f"filtered.{name}"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Dtype]) -> pa.Table:

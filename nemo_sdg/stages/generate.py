@@ -32,6 +32,7 @@ from nemo_sdg.stages.base import (
     with_columns,
 )
 from nemo_sdg.stages.fit import COLUMN_DTYPES, fitted_sample
+from nemo_sdg.stages.provenance import outcome_of, provenance_of
 from nemo_sdg.stages.waiting import cancellation, thread_given_back, warn_of_outage
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
@@ -88,6 +89,7 @@ class Generate(Stage):
             process where there is none.
         seed: of the run. Same seed, same requests, whatever the partitions.
         ledger: folder of answers; those that stand there are not asked again.
+        tries: folder of the log of requests (`llm.tries`).
         from_columns: sampling field or "model" -> column; a null there means the task's value.
         replicas: further endpoints that serve the same model; see `Endpoint.weight`.
         fallback: endpoint with a model of its own, asked when the others cannot answer.
@@ -106,6 +108,7 @@ class Generate(Stage):
     seed: int = 0
     ledger: str | None = None
     ledger_sync_s: float = 1.0
+    tries: str | None = None
     from_columns: Mapping[str, str] = field(default_factory=dict)
     replicas: tuple[Endpoint, ...] = ()
     fallback: Endpoint | None = None
@@ -115,8 +118,9 @@ class Generate(Stage):
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:
-        if self.ledger is not None:  # workers may have been started in another folder
-            object.__setattr__(self, "ledger", os.path.abspath(os.path.expanduser(self.ledger)))
+        for name in ("ledger", "tries"):  # workers may have been started in another folder
+            if (folder := getattr(self, name)) is not None:
+                object.__setattr__(self, name, os.path.abspath(os.path.expanduser(folder)))
         known = [f.name for f in fields(Sampling) if f.init and f.name not in _NOT_FROM_COLUMNS]
         for name in self.from_columns:
             if name not in (*known, "model"):
@@ -147,6 +151,7 @@ class Generate(Stage):
             fallback=self.fallback,
             ledger=self.ledger,
             ledger_sync_s=self.ledger_sync_s,
+            tries=self.tries,
             retry=self.retry,
             max_outage_s=self.max_outage_s,
             failures=FailureRule(max_share=self.max_failures),
@@ -211,7 +216,7 @@ class Generate(Stage):
         if not first:
             return answered
         engine.admit(len(first), still_wanted)
-        with thread_given_back(), engine.session() as session:
+        with thread_given_back(), engine.session(self.task.name) as session:
             on_way: dict[int, _Asked] = {}
             due = first
             while True:
@@ -330,49 +335,22 @@ class Generate(Stage):
                 record.counts[f"dead.{row.error.code}"] += 1
         servers = {each.url: each for each in self.config().endpoints}
         for one, reply in asked:
-            row_id, segment = places[one.row]
-            cost = servers.get(reply.endpoint, self.endpoint).cost(reply.usage)
-            record.provenance.extend(self._provenance(row_id, segment, one.request, reply, cost))
+            row = rows[one.row]
+            record.provenance.extend(
+                provenance_of(
+                    places[one.row],
+                    self.task.name,
+                    one.request,
+                    reply,
+                    cost=servers.get(reply.endpoint, self.endpoint).cost(reply.usage),
+                    outcome=outcome_of(self.task, row.error, row.call, reply),
+                )
+            )
         counts, replies = record.counts, [reply for _, reply in asked]
         counts["requests"] += len(replies)
         counts["from_ledger"] += sum([reply.was_filed for reply in replies])
         for name in ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens"):
             counts[name] += sum([getattr(reply.usage, name) for reply in replies])
-
-    def _provenance(
-        self,
-        row_id: str | None,
-        segment: int | None,
-        request: Request,
-        reply: Reply,
-        cost: float | None,
-    ) -> Iterator[dict[str, Any]]:
-        """Yield one row a sample; tokens and cost stand with the first."""
-        usage, first = reply.usage, True
-        # Some servers send more choices than were asked for: the others have no key.
-        for key, choice in zip(reply.keys, reply.choices, strict=False):
-            yield {
-                "call": key,
-                "id": row_id,
-                "segment_id": segment,
-                "task": self.task.name,
-                "model_asked": request.model,
-                "model_served": reply.model,
-                "prompt_hash": request.prompt_hash(),
-                "sampling_hash": request.sampling.fingerprint(),
-                "seed": request.seed,
-                "input_tokens": usage.input_tokens if first else 0,
-                "output_tokens": usage.output_tokens if first else 0,
-                "reasoning_tokens": usage.reasoning_tokens if first else 0,
-                "cached_tokens": usage.cached_tokens if first else 0,
-                "finish_reason": choice.finish_reason,
-                "endpoint": reply.endpoint,
-                "attempts": reply.attempts,
-                "latency_s": reply.latency_s,
-                "was_filed": reply.was_filed,
-                "cost": cost if first else 0,
-            }
-            first = False
 
 
 def _written(value: Any) -> str | None:

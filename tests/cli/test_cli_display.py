@@ -74,6 +74,12 @@ def test_a_line_has_rows_rate_tokens_errors_and_time_left() -> None:
     for wanted in ("1,200 rows", "1,300/5,200 requests", "130.0/s", "10 tokens in, 20 out"):
         assert wanted in line
     assert "3 errors" in line and "1 min 30 s left" in line
+    assert "cost unknown" in line and "0 retries" in line
+    priced = progress_line(
+        state(cost=1.25, output_tokens_per_s=5321.4, retries={"rate_limited": 8, "timeout": 4})
+    )
+    for wanted in ("cost 1.2500", "5,321 tokens/s out", "12 retries (rate_limited 8, timeout 4)"):
+        assert wanted in priced
     bare = progress_line(state(requests_total=None, seconds_left=None, note="h does not answer"))
     assert "1,300 requests" in bare and "left" not in bare and bare.endswith("h does not answer")
 
@@ -136,10 +142,44 @@ def test_the_table_tells_where_everything_went() -> None:
     assert row.split()[1:5] == ["10", "1,012", "1,020", "1,000"]
     assert "documents: min_document_tokens 2; min_tokens 8" in row
     assert "length 3, prefix_missing 1" in row
-    assert row.split()[-3:] == ["123,456", "65,432", "12.3"]
+    assert row.split()[-1] == "12.3"
     assert "/runs/one/data" in text and "run folder: /runs/one" in text
     assert "cost: unknown" in text and "complete after 1 min 15 s" in text
     assert "[red]x[/red]\\x1b[31m" in text and "\x1b" not in text and "none:" not in text
+
+
+def test_the_second_table_tells_what_it_took() -> None:
+    one = {
+        "sent": 1100,
+        "requests_per_s": 12.34,
+        "latency": {"p50": 0.2, "p95": 0.95, "p99": 1.5},
+        "tokens": {
+            "input_tokens": 123456,
+            "output_tokens": 65432,
+            "reasoning_tokens": 0,
+            "cached_tokens": 77,
+        },
+        "cost": 0.25,
+        "retries": {"rate_limited": 60, "timeout": 3},
+        "waste": {
+            "dead.length": {"input_tokens": 1000, "output_tokens": 888},
+            "asked_again": {"input_tokens": 0, "output_tokens": 10},
+        },
+    }
+    empty = one | {"sent": 0, "latency": {}, "cost": None, "waste": {}, "retries": {}}
+    metrics = {"total": one, "tasks": {"distill": one, "title": empty}}
+    lines = shown(show_result, result(metrics=metrics)).splitlines()
+    head = next(line for line in lines if "p99 s" in line)
+    assert "cached" in head and "reasoning" not in head, "what no server told is left out"
+    row = [line for line in lines if line.startswith("distill ")][1].split()
+    assert row[1:] == [
+        "1,100", "12.3", "0.200", "0.950", "1.500", "123,456", "77", "65,432", "0.2500", "63",
+        "1.0%",
+    ]  # fmt: skip
+    assert "unknown" in next(line for line in lines if line.startswith("title "))
+    assert any(line.startswith("all ") for line in lines)
+    assert "retries: rate_limited 60, timeout 3" in lines
+    assert "wasted: 1.0% of the tokens: dead.length 1,888, asked_again 10" in lines
 
 
 def test_what_was_complete_before_says_so_and_code_4_says_why() -> None:

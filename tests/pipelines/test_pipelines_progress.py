@@ -9,9 +9,11 @@ import pytest
 import run_rig as rig
 
 from nemo_sdg.llm.faults import fixed
+from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.scripted import ScriptedEndpoint
+from nemo_sdg.llm.tries import TryLog
 from nemo_sdg.pipelines import progress
-from nemo_sdg.pipelines.progress import Gathered, here
+from nemo_sdg.pipelines.progress import Gathered, counts_so_far, here
 from nemo_sdg.pipelines.run import run
 
 
@@ -45,6 +47,41 @@ def test_workers_are_added_up(clock: Clock) -> None:
     assert (state.rows, state.requests_done, state.requests_total) == (10, 20, 100)
     assert (state.in_flight, state.errors) == (5, 1)
     assert (state.input_tokens, state.output_tokens) == (50, 70)
+
+
+def test_cost_retries_and_tokens_per_second_are_told(clock: Clock) -> None:
+    gathered = Gathered(parts_total=2, is_priced=True)
+    assert gathered.state().cost == 0 and gathered.state().retries == {}
+    again = {"retries.timeout": 2, "retries.rate_limited": 5}
+    gathered.take(told("a", 1) | {"counts": {"output_tokens": 40, "cost": 0.5, **again}})
+    gathered.take(told("b", 1) | {"counts": {"output_tokens": 20, "cost": 0.25, "retries.x": 0}})
+    clock.now += 2
+    state = gathered.state()
+    assert state.cost == 0.75 and state.output_tokens_per_s == pytest.approx(30)
+    assert list(state.retries.items()) == [("rate_limited", 5), ("timeout", 2)]
+    assert Gathered(parts_total=2).state().cost is None, "without a price it is unknown, not 0"
+
+
+def test_earlier_sessions_count(clock: Clock, tmp_path: Path) -> None:
+    log = TryLog(tmp_path)
+    log.put("t", 0.0, Usage(input_tokens=30, output_tokens=9), cost=0.125)
+    log.put("t", 0.0, code="timeout", is_repeated=True, cost=0.0)
+    log.close()
+    summaries = [{"counts": {"requests": 7, "kept": 5, "dead.length": 1}}]
+    before = counts_so_far(str(tmp_path), summaries)
+    gathered = Gathered(parts_total=3, requests_total=20, before=before, is_priced=True)
+    gathered.take(told("a", 4, input_tokens=10, rows=4))
+    state = gathered.state()
+    assert (state.requests_done, state.rows, state.errors) == (11, 10, 1)
+    assert (state.input_tokens, state.output_tokens, state.cost) == (40, 9, 0.125)
+    assert state.retries == {"timeout": 1}
+    gathered.conclude(counts_so_far(str(tmp_path), summaries * 3))
+    assert gathered.state().requests_done == 21 and gathered.state().in_flight == 0
+    log = TryLog(tmp_path)
+    log.put("t", 0.0, Usage(input_tokens=1))  # when no price was given
+    log.close()
+    gathered.conclude(counts_so_far(str(tmp_path), summaries))
+    assert gathered.state().cost is None
 
 
 def test_a_worker_tells_its_total_and_a_new_one_adds_to_it(clock: Clock) -> None:

@@ -422,7 +422,7 @@ def test_a_preview_is_not_paid_again(
     written = {
         path.relative_to(tmp_path / "out").parts[0] for path in rig.files_of(tmp_path / "out")
     }
-    assert written == {"ledger", "recipe.yaml", "state.json"}
+    assert written == {"ledger", "tries", "recipe.yaml", "state.json"}
     watch = Watch(server, tmp_path / "out")
     run(recipe, tmp_path / "out", client=client)
     watch.nothing_paid_twice()

@@ -131,8 +131,8 @@ def test_the_folder_is_private_and_complete(whole: Whole) -> None:
         assert mode == (0o700 if path.is_dir() else 0o600), f"{path}: {mode:o}"
         assert path.name != INCOMPLETE_NAME and not path.name.startswith(".")
     assert {path.name for path in whole.folder.iterdir()} == {
-        *("data", "dead_letters", "dropped", "provenance", "ledger", "state"),
-        *("recipe.yaml", "run.json", "state.json"),
+        *("data", "dead_letters", "dropped", "provenance", "ledger", "state", "tries"),
+        *("recipe.yaml", "run.json", "state.json", "report.html"),
     }
     assert {path.name for path in (whole.folder / "data").iterdir()} == set(SIX)
     written = load_recipe(whole.folder / "recipe.yaml")  # tasks stand there in full
