@@ -15,6 +15,7 @@
     |   +-- TooManyFailures        one reason hits more of the answers than `max_failures` allows
     |   +-- BudgetSpent            a cap on requests, tokens or cost is used up
     |   +-- Interrupted            the user or the cluster asked the run to end
+    |       +-- Terminated         by SIGTERM: what is in flight is waited for, a while
     +-- RowError                   one row failed; its `code` is the reason in the row
         +-- RequestError           no usable answer came (transport, status)
         |   +-- ConnectionFailed   `connection`   refused, reset, closed in mid-body
@@ -26,6 +27,8 @@
         |   +-- ContextExceeded    `context_exceeded`   the prompt does not fit the model
         |   +-- Unauthorized       `unauthorized`   401, 403 before any answer: ends the run
         |   +-- UnknownModel       `unknown_model`   404: ends the run, or the row that chose it
+        |   +-- NotFiled           `not_filed`   nothing may be asked, and no answer is filed
+        +-- PoisonousRow           `poisonous`   the process died whenever this row was at work
         +-- AnswerError            an answer came and is of no use (the answer stays in the ledger)
             +-- EmptyAnswer        `empty`
             +-- RefusedAnswer      `refused`   a refusal field, or the content filter
@@ -118,6 +121,10 @@ class Interrupted(RunStopped):
     """The user or the cluster asked the run to end."""
 
 
+class Terminated(Interrupted):
+    """SIGTERM came: the cluster wants its machines back, and leaves a little time."""
+
+
 class RowError(NemoSdgError):
     """One row failed. `code` is the stable reason, `str(error)` the detail for a person."""
 
@@ -197,6 +204,18 @@ class UnknownModel(BadRequest):
     """The endpoint does not serve this model (404): the whole run cannot go on."""
 
     code = "unknown_model"
+
+
+class NotFiled(RequestError):
+    """The answer does not stand in the ledger, and a replay asks nothing."""
+
+    code = "not_filed"
+
+
+class PoisonousRow(RowError):
+    """Every process that worked on this row died; its neighbours are done without it."""
+
+    code = "poisonous"
 
 
 class AnswerError(RowError):

@@ -20,6 +20,7 @@ from typing import Any, overload
 from nemo_sdg.data.backend import from_values, is_cudf, to_values
 from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.errors import DataError
+from nemo_sdg.stages.known import NOTHING_KNOWN, Known, Place
 
 SEGMENT_FIELD = "segment_id"
 """Number of a segment within its document, from 0; absent before documents are split."""
@@ -71,7 +72,8 @@ PROVENANCE_COLUMNS: Mapping[str, str] = {
 class Record:
     """The bookkeeping of one partition in one task: rows of the tables above, and counts.
 
-    `id_field` names the column of ids in the frames that pass; ids are kept as text.
+    `id_field` names the column of ids in the frames that pass; ids are kept as text. `known` is
+    what `Generate` is to know of single rows beforehand.
     """
 
     task: str = ""
@@ -80,8 +82,9 @@ class Record:
     dead: list[dict[str, Any]] = field(default_factory=list)
     provenance: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    known: Known = NOTHING_KNOWN
 
-    def places(self, frame: Any) -> list[tuple[str | None, int | None]]:
+    def places(self, frame: Any) -> list[Place]:
         """Return (id, segment_id) of every row; None where the frame has no such column."""
         columns = set(frame.columns)
         ids = to_values(frame[self.id_field]) if self.id_field in columns else [None] * len(frame)

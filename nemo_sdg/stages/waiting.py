@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from nemo_sdg.errors import RowError
+from nemo_sdg.llm.archive import Archive
 from nemo_sdg.llm.worker import EngineHandle
+from nemo_sdg.tasks.task import FlowTask, Task
 
 
 @contextmanager
@@ -62,3 +65,20 @@ def warn_of_outage(engine: EngineHandle) -> None:
             f"{config.max_outage_s:g} s"
         )
     engine.was_outage_told = is_down
+
+
+class Guard:
+    """Counts ended rows against the engine's failure rule, shared by all tasks of the worker."""
+
+    def __init__(self, task: Task | FlowTask, engine: EngineHandle | Archive) -> None:
+        self.task, self.engine = task, engine
+
+    def record(self, error: RowError | None) -> None:
+        """Count a row that ended.
+
+        Raises:
+            TooManyFailures: this row was one too many.
+        """
+        ordinary = self.task.ordinary if isinstance(self.task, Task) else frozenset()
+        code = None if error is None or error.code in ordinary else error.code
+        self.engine.record_row(self.task.name, code)
