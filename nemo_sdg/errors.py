@@ -217,6 +217,9 @@ class PoisonousRow(RowError):
 
     code = "poisonous"
 
+    def __init__(self, detail: str = "every process that worked on it died") -> None:
+        super().__init__(detail)
+
 
 class AnswerError(RowError):
     """An answer came, is filed, and is of no use as it stands."""

@@ -23,6 +23,8 @@ from nemo_sdg.errors import NemoSdgError
 COMMANDS = {
     "run": ("nemo_sdg.cli.run_command", "Make a synthetic dataset: a task, or a recipe."),
     "preview": ("nemo_sdg.cli.run_command", "Show a few answers beside their sources."),
+    "replay": ("nemo_sdg.cli.recover_command", "Make a dataset anew from the answers filed."),
+    "retry": ("nemo_sdg.cli.recover_command", "Ask again for the rows that failed."),
     "tasks": ("nemo_sdg.cli.tasks_command", "List the tasks; with a name, show that task."),
     "init": ("nemo_sdg.cli.tasks_command", "Write a commented recipe to begin with."),
     "check": ("nemo_sdg.cli.endpoint_command", "See what an endpoint offers."),

@@ -1,9 +1,7 @@
-"""What a run came to: the result, `run.json`, and the errors a user should see."""
+"""What a run came to: the result, and `run.json`."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import platform
 import time
 from collections import Counter
@@ -16,19 +14,13 @@ from typing import Any
 from nemo_sdg import __version__
 from nemo_sdg.data.frames import schema_of, to_rows
 from nemo_sdg.data.parts import read_manifest
-from nemo_sdg.errors import (
-    CredentialError,
-    EndpointError,
-    NemoSdgError,
-    RunStopped,
-    Unauthorized,
-    UnknownModel,
-)
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.request import Usage
 from nemo_sdg.pipelines.chain import check_counts
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job
+from nemo_sdg.pipelines.known_rows import rounds_of
+from nemo_sdg.pipelines.part import whole_or_not
 from nemo_sdg.tasks.task import Task
 
 DEAD_LETTERS_ALLOWED = 0.05
@@ -138,7 +130,7 @@ def _report(job: Job, result: RunResult, endpoint: Endpoint) -> dict[str, Any]:
     return {
         "status": "complete",
         "exit_code": result.exit_code,
-        "fingerprint": job.fingerprint,
+        "fingerprint": whole_or_not(job.fingerprint, *result.counts.values()),
         "counts": result.counts,
         "tokens": result.tokens,
         "cost": result.cost,
@@ -146,6 +138,7 @@ def _report(job: Job, result: RunResult, endpoint: Endpoint) -> dict[str, Any]:
         "task_seconds": result.task_seconds,
         "ratios": result.ratios,
         "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "retries": rounds_of(result.folder),
         "data": {t: str(p.relative_to(result.folder)) for t, p in result.data_folders.items()},
         "seed": job.recipe.seed,
         "model": endpoint.model,
@@ -163,43 +156,6 @@ def _report(job: Job, result: RunResult, endpoint: Endpoint) -> dict[str, Any]:
             "pyarrow": version("pyarrow"),
         },
     }
-
-
-def note_end(folder: RunFolder, fingerprint: str, error: BaseException) -> None:
-    """Leave a run.json that says why there is no complete one."""
-    status = "stopped" if isinstance(error, RunStopped | KeyboardInterrupt) else "failed"
-    with contextlib.suppress(OSError):  # the disk may be what is full
-        folder.write_json(
-            "run.json",
-            {
-                "status": status,
-                "reason": type(error).__name__,
-                "detail": str(error),
-                "exit_code": getattr(error, "exit_code", 130),
-                "fingerprint": fingerprint,
-            },
-        )
-
-
-def as_known(error: BaseException) -> BaseException:
-    """Return the error that a user should see for what came up from workers and libraries."""
-    if isinstance(error, Unauthorized):
-        return CredentialError(f"the endpoint refuses the key: {error}")
-    if isinstance(error, UnknownModel):
-        return EndpointError(f"the endpoint does not know the model or the address: {error}")
-    if isinstance(error, NemoSdgError):
-        return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunStopped(
-            f"the disk is full ({error.filename or 'output folder'}); what is filed is safe: make "
-            "room and run the same command again"
-        )
-    if type(error).__name__ in ("KilledWorker", "CancelledError", "FutureCancelledError"):
-        return RunStopped(
-            f"workers were lost ({type(error).__name__}): run the same command again; answers are "
-            "filed. If it happens at the same place, give workers more memory or smaller partitions"
-        )
-    return error
 
 
 def _busy_seconds(summaries: list[dict[str, Any]]) -> float:

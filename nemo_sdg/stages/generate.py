@@ -179,7 +179,7 @@ class Generate(Stage):
         first = []
         for number, (values, sampling) in enumerate(self._values(frame)):
             if places[number] in known.poisonous:
-                rows[number].error = PoisonousRow("every process that worked on it died")
+                rows[number].error = PoisonousRow()
                 continue
             if any(value is None for value in values.values()):
                 rows[number].error = NoInput("a column that the prompt needs is null")
