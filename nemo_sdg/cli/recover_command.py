@@ -13,7 +13,8 @@ from nemo_sdg.cli.options import folder_option, options_of
 _RUN = click.argument("folder", metavar="RUN", callback=folder_option)
 _ASKING = (
     *("endpoint", "api_key_env", "api_key_file", "workers", "concurrency", "scheduler"),
-    *("max_failures", "max_outage_s", "stream", "price_in", "price_out", "yes"),
+    *("max_failures", "max_outage_s", "max_requests", "max_tokens", "max_cost"),
+    *("stream", "price_in", "price_out", "yes"),
 )
 
 

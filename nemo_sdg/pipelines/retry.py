@@ -41,6 +41,8 @@ from nemo_sdg.pipelines.round import UNANSWERED, Round
 from nemo_sdg.pipelines.work import do_work
 from nemo_sdg.tasks.task import FlowTask, Task
 
+_BESIDE = ("replicas", "fallback")
+
 
 def retry(
     folder: str | Path,
@@ -78,6 +80,8 @@ def retry(
             f"what {was.folder.path} was made of"
         )
     given = {"max_failures": 1.0} | {k: v for k, v in changes.items() if v is not None}
+    if model or "endpoint" in given:  # the others serve the first model
+        given = {"replicas": [], "fallback": None} | given
     asking = was.recipe.replace(**given, model=model or was.recipe.model)
     asking.require_endpoint()
     asked = {name: value for name, value in (sampling or {}).items() if value is not None}
@@ -115,9 +119,9 @@ def retry(
 
 def _planned(was: Existing, asking: Recipe, opened: Endpoint, fingerprint: str) -> Job:
     """Plan the run as it was, so that its parts are found, but ask where the retry wants."""
-    patience = {"max_failures": asking.max_failures, "max_outage_s": asking.max_outage_s}
+    names = (*("max_failures", "max_outage_s", "max_requests", "max_tokens", "max_cost"), *_BESIDE)
     job = plan_job(
-        was.recipe.model_copy(update=patience),
+        was.recipe.model_copy(update={name: getattr(asking, name) for name in names}),
         opened.replace(model=was.endpoint().model),
         tokenizer=was.tokenizer(),
         ledger=was.ledger,
