@@ -11,11 +11,13 @@ from typing import Any
 from nemo_sdg.errors import NotFiled
 from nemo_sdg.llm.engine_config import in_run
 from nemo_sdg.llm.worker import EngineLost
+from nemo_sdg.pipelines.attempts import MOST_STARTS, Attempt
 from nemo_sdg.pipelines.chain import Chain, PartResult
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.known_rows import known_rows, letters_of
 from nemo_sdg.pipelines.progress import publish_from_here
 from nemo_sdg.pipelines.round import Round
+from nemo_sdg.pipelines.watch import DIED, Died
 from nemo_sdg.stages.known import Known
 
 ENGINE_LOSSES = 2
@@ -57,16 +59,46 @@ class Making:
 
 def make_part(
     chain: Chain, frame: Any, number: int, *, fingerprint: str, schema: Any, making: Making
-) -> dict[str, Any]:
-    """Make one part and return its summary; the task that made the rows writes them."""
-    found = making.folder.finished(chain.task.name, number, fingerprint)
+) -> dict[str, Any] | Died:
+    """Make one part and return its summary; the task that made the rows writes them.
+
+    A part that was started too often without an end is left to `poison`.
+    """
+    task = chain.task.name
+    found = making.folder.finished(task, number, fingerprint)
     if found is not None:
         return found  # this task ran before, on a worker that was lost after it had finished
+    mark = started_mark(making, task, number, fingerprint)
+    if mark.times >= MOST_STARTS:
+        return DIED
+    with mark, in_run(making.run):
+        return make_here(
+            making.chain(chain),
+            frame,
+            number,
+            fingerprint=fingerprint,
+            schema=schema,
+            making=making,
+        )
+
+
+def started_mark(making: Making, task: str, number: int, fingerprint: str) -> Attempt:
+    """Return the mark that a part is at work."""
+    return Attempt(
+        folder=making.folder,
+        name=f"{task}/started-{number:05d}",
+        fingerprint=fingerprint,
+        run=making.run,
+    )
+
+
+def make_here(
+    chain: Chain, frame: Any, number: int, *, fingerprint: str, schema: Any, making: Making
+) -> dict[str, Any]:
+    """Run the chain of a part and write what came of it."""
     publish_from_here()
     started = time.perf_counter()
-    known = making.known(chain.task.name)
-    with in_run(making.run):
-        made = made_of(making.chain(chain), frame, known)
+    made = made_of(chain, frame, making.known(chain.task.name))
     return write_part(making, chain, number, fingerprint, schema, made, started)
 
 

@@ -17,6 +17,7 @@ from nemo_sdg.llm.engine_config import in_run
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.part import Making, made_of, write_part
+from nemo_sdg.pipelines.progress import publish_from_here
 from nemo_sdg.pipelines.round import Letter, Round
 from nemo_sdg.stages.base import Record
 from nemo_sdg.stages.known import Known, Place
@@ -42,6 +43,7 @@ def retry_part(
     wanted = this.wanted(letters)
     if not wanted:
         return old
+    publish_from_here()
     started = time.perf_counter()
     with in_run(making.run):
         record = _asked(chain, frame, wanted, this, making.known(task))

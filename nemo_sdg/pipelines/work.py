@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -19,19 +18,16 @@ from nemo_sdg.pipelines.identity import settings_of
 from nemo_sdg.pipelines.job import Job, Part, estimate
 from nemo_sdg.pipelines.owner import Lease
 from nemo_sdg.pipelines.part import Making, make_part
+from nemo_sdg.pipelines.poison import made_alone
 from nemo_sdg.pipelines.preflight import worker_preflight
 from nemo_sdg.pipelines.progress import TOPIC, Gathered, Observer
 from nemo_sdg.pipelines.recipe import Recipe
 from nemo_sdg.pipelines.retry_part import letters_of_part, retry_part
 from nemo_sdg.pipelines.round import Round
+from nemo_sdg.pipelines.watch import Died, Watch
 
-ALLOWED_FAILURES = 20
+ALLOWED_FAILURES = 100
 """Worker deaths before Dask blames a task; a death blames every task the worker had."""
-
-NO_WORKERS_S = 60.0
-"""Without any worker for this long the run stops, resumable, instead of waiting for ever."""
-
-_POLL_S = 0.25
 
 
 def do_work(
@@ -98,7 +94,7 @@ def do_work(
         )
         cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
         try:
-            for summary in _computed(cluster, due, making, gathered, observer, lease):
+            for summary in _computed(due, making, Watch(cluster, lease, observer, gathered)):
                 summaries[summary["task"], summary["number"]] = summary
         finally:
             with contextlib.suppress(Exception):
@@ -108,14 +104,7 @@ def do_work(
     return summaries
 
 
-def _computed(
-    cluster: Any,
-    due: list[Part],
-    making: Making,
-    gathered: Gathered,
-    observer: Observer,
-    lease: Lease,
-) -> Iterator[dict[str, Any]]:
+def _computed(due: list[Part], making: Making, watch: Watch) -> Iterator[dict[str, Any]]:
     from dask.delayed import delayed
 
     schemas = {}
@@ -124,44 +113,34 @@ def _computed(
         if name not in schemas:
             schemas[name] = schema_of(part.chain.meta(part.meta))
     work = delayed(make_part if making.round is None else retry_part, pure=False)
-    lazy = [
-        work(
+    by_place = {(part.chain.task.name, part.number): part for part in due}
+
+    def make(place: tuple[str, int]) -> Any:
+        part = by_place[place]
+        return work(
             part.chain,
             part.frame,
             part.number,
             fingerprint=part.fingerprint,
-            schema=schemas[part.chain.task.name],
+            schema=schemas[place[0]],
             making=making,
         )
-        for part in due
-    ]
-    futures = cluster.compute(lazy)
-    try:
-        waiting = list(futures)
-        seen = time.monotonic()
-        while waiting:
-            time.sleep(_POLL_S)
-            lease.check()
-            if cluster.scheduler_info(n_workers=1)["workers"]:
-                seen = time.monotonic()
-            elif time.monotonic() - seen > NO_WORKERS_S:
-                raise RunStopped(
-                    f"the cluster has had no worker for {NO_WORKERS_S:g} s; what is filed is safe: "
-                    "run the same command again when it has some"
-                )
-            still = []
-            for future in waiting:
-                if not future.done():
-                    still.append(future)
-                    continue
-                summary = future.result()
-                gathered.parts_done += 1
-                yield summary
-            waiting = still
-            observer.progress(gathered.state())
-    except BaseException:
-        cluster.cancel(futures)
-        raise
+
+    suspects = []
+    for place, summary in watch.results(by_place, make):
+        if not isinstance(summary, Died):
+            watch.gathered.parts_done += 1
+            yield summary
+        elif making.round is None:
+            suspects.append(by_place[place])
+        else:
+            raise RunStopped(
+                f"workers die of part {place[1]} of {place[0]}; what is filed is safe: retry other "
+                "--reason codes, or run the same command as before first"
+            )
+    for summary in made_alone(watch, suspects, making, schemas):
+        watch.gathered.parts_done += 1
+        yield summary
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from nemo_sdg.stages.base import (
     require_columns,
 )
 from nemo_sdg.stages.fit import fitted_sample
-from nemo_sdg.stages.known import NOTHING_KNOWN, KnownFailure, Place
+from nemo_sdg.stages.known import NOTHING_KNOWN, Known, KnownFailure, Place
 from nemo_sdg.stages.merge import Row, merged, samples_of
 from nemo_sdg.stages.waiting import Guard, cancellation, thread_given_back, warn_of_outage
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
@@ -170,12 +170,41 @@ class Generate(Stage):
 
     # --- asking ----------------------------------------------------------------------------------
 
+    def file(self, frame: Any, known: Known) -> None:
+        """Ask the first question of every row and read no answer; they stand in the ledger then."""
+        rows = [Row() for _ in range(len(frame))]
+        first = self._started(Crowd(), frame, rows, known)
+        with get_engine(self.config()).session() as session:
+            session.submit(first)
+            left = len(first)
+            while left:
+                left -= len(session.wait())
+
     def _ask(self, frame: Any, record: Record | None) -> list[Row]:
         rows = [Row() for _ in range(len(frame))]
-        ids = self._row_ids(frame)
         known = NOTHING_KNOWN if record is None else record.known
-        places = (record or Record(id_field=self.id_field)).places(frame)
         crowd = Crowd()
+        first = self._started(crowd, frame, rows, known)
+        engine = get_archive(self.ledger or "") if self.replays else get_engine(self.config())
+        guard = Guard(self.task, engine)
+        asked = self._exchange(crowd, first, rows, guard, warns=record is None)
+        if record is not None:
+            places = record.places(frame)
+            for row, place in zip(rows, places, strict=True) if known.letters else ():
+                if isinstance(row.error, NotFiled) and place in known.letters:
+                    letter = known.letters[place]
+                    row.error = KnownFailure(letter)
+                    row.raw, row.attempts = letter["raw"], letter["attempts"]
+            self._note(places, rows, asked, record)
+            known.spend(places, record.provenance, record.counts)
+        return rows
+
+    def _started(
+        self, crowd: Crowd, frame: Any, rows: list[Row], known: Known
+    ) -> list[tuple[int, Request]]:
+        """Start the flows of all rows that can be asked about; return their first requests."""
+        ids = self._row_ids(frame)
+        places = Record(id_field=self.id_field).places(frame)
         first = []
         for number, (values, sampling) in enumerate(self._values(frame)):
             if places[number] in known.poisonous:
@@ -192,18 +221,7 @@ class Generate(Stage):
                 # A flow's own sampling is its own affair; its model comes with the stamp.
                 sampling = again.values(sampling) if isinstance(self.task, Task) else sampling
             first.extend(crowd.start(number, self.task.flow(values, sampling), stamp))
-        engine = get_archive(self.ledger or "") if self.replays else get_engine(self.config())
-        guard = Guard(self.task, engine)
-        asked = self._exchange(crowd, first, rows, guard, warns=record is None)
-        if record is not None:
-            for row, place in zip(rows, places, strict=True) if known.letters else ():
-                if isinstance(row.error, NotFiled) and place in known.letters:
-                    letter = known.letters[place]
-                    row.error = KnownFailure(letter)
-                    row.raw, row.attempts = letter["raw"], letter["attempts"]
-            self._note(places, rows, asked, record)
-            known.spend(places, record.provenance, record.counts)
-        return rows
+        return first
 
     def _exchange(
         self,

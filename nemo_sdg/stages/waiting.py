@@ -5,11 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from nemo_sdg.errors import RowError
 from nemo_sdg.llm.archive import Archive
 from nemo_sdg.llm.worker import EngineHandle
 from nemo_sdg.tasks.task import FlowTask, Task
+
+_stays: ContextVar[bool] = ContextVar("nemo_sdg_stays", default=False)
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Keep the worker's thread while waiting: nothing else is to run beside this task."""
+    token = _stays.set(True)
+    try:
+        yield
+    finally:
+        _stays.reset(token)
 
 
 @contextmanager
@@ -18,6 +31,9 @@ def thread_given_back() -> Iterator[None]:
 
     Merging one partition at a time is what bounds memory, on a GPU most of all.
     """
+    if _stays.get():
+        yield
+        return
     try:
         from distributed import get_worker, rejoin, secede
 
