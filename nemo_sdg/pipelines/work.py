@@ -93,7 +93,9 @@ def _computed(
     run: str,
 ) -> Iterator[dict[str, Any]]:
     from dask.delayed import delayed
+    from dask.utils import ensure_dict
 
+    graphs = {id(part.frame.dask): ensure_dict(part.frame.dask) for part in due if is_only}
     schemas = {}
     for part in due:
         name = part.chain.task.name
@@ -103,7 +105,7 @@ def _computed(
     lazy = [
         work(
             part.chain,
-            part.frame,
+            _Later(part.frame.key, graphs[id(part.frame.dask)]) if is_only else part.frame,
             part.number,
             folder=folder,
             fingerprint=part.fingerprint,
@@ -142,6 +144,25 @@ def _computed(
         raise
 
 
+class _Later:
+    """A partition that is read by the task that makes its part.
+
+    As a task of its own it would cost Dask as much as the part itself, and be kept meanwhile.
+    Where several tasks are asked about a partition it is one: they share it.
+    """
+
+    def __init__(self, key: Any, graph: dict[Any, Any]) -> None:
+        from dask.optimization import cull
+
+        self._key, self._graph = key, cull(graph, [key])[0]
+
+    def read(self) -> Any:
+        """Return the partition."""
+        import dask
+
+        return dask.get(self._graph, self._key)
+
+
 def _run_part(
     chain: Chain,
     frame: Any,
@@ -161,7 +182,7 @@ def _run_part(
     publish_from_here()
     started = time.perf_counter()
     with in_run(run):
-        made = _made(chain, frame)
+        made = _made(chain, frame.read() if isinstance(frame, _Later) else frame)
     return folder.write_part(
         name,
         number,
