@@ -158,9 +158,9 @@ class _Later:
 
     def read(self) -> Any:
         """Return the partition."""
-        import dask
+        from dask.local import get_sync
 
-        return dask.get(self._graph, self._key)
+        return get_sync(self._graph, self._key)
 
 
 def _run_part(
