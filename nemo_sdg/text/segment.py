@@ -19,7 +19,6 @@ from nemo_sdg.data.backend import (
     from_values,
     join_text,
     split_text,
-    to_arrow,
     to_values,
 )
 from nemo_sdg.errors import DataError
@@ -83,7 +82,7 @@ def split_pack(
     pieces, per_row = split_text(texts, separator)
     xp = array_module(per_row)
     parent = _runs(xp, per_row)
-    lengths = xp.asarray(tokenizer.count(to_arrow(pieces)))
+    lengths = xp.asarray(tokenizer.count_column(pieces).values)
     pieces, lengths, source = _cut_long(pieces, lengths, tokenizer, max_tokens)
     parent = parent[source]
     continues = xp.zeros(len(source), dtype=bool)
@@ -99,7 +98,7 @@ def split_pack(
         inside = recount[group]
         chosen = pieces.take(xp.flatnonzero(inside))
         packed = join_text(chosen, sizes[recount], separator, continues[inside])
-        tokens[xp.flatnonzero(recount)] = xp.asarray(tokenizer.count(to_arrow(packed)))
+        tokens[xp.flatnonzero(recount)] = xp.asarray(tokenizer.count_column(packed).values)
         recount = (tokens > max_tokens) & (sizes > 1)
         if not bool(recount.any()):
             break

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nemo_sdg.data.backend import from_arrow, to_arrow
+from nemo_sdg.data.backend import from_arrow, is_cudf, to_arrow
 from nemo_sdg.errors import TokenizerError
 from nemo_sdg.text.chat import ChatTemplate, Messages, plain_chat, read_chat_template
 from nemo_sdg.text.cut import cut_once
@@ -34,6 +34,7 @@ from nemo_sdg.text.engines import (
     Texts,
 )
 from nemo_sdg.text.fast import open_fast
+from nemo_sdg.text.gpu.engine import GpuEngine
 
 BUNDLED = "bundled"
 _BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -86,7 +87,10 @@ class Tokenizer:
 
     @property
     def engine(self) -> str:
-        """What counts: `gigatoken`, `tokenizers`, `transformers` or `tokenize route`."""
+        """What counts: `gigatoken`, `tokenizers`, `transformers` or `tokenize route`.
+
+        Once a column was counted on a GPU, `, GPU kernels` is added.
+        """
         return self._engine.name
 
     @property
@@ -110,7 +114,12 @@ class Tokenizer:
         return self._engine.count(texts)
 
     def count_column(self, series: Any) -> Any:
-        """Count the tokens of a text column: int64 column of the same library and index."""
+        """Count the tokens of a text column: int64 column of the same library and index.
+
+        A cuDF column is counted on the GPU where the kernels know the tokenizer (`text/gpu`).
+        """
+        if is_cudf(series) and isinstance(self._engine, GpuEngine):
+            return self._engine.count_column(series)
         return from_arrow(pa.array(self.count(to_arrow(series))), like=series)
 
     def render(self, messages: Messages) -> str:
@@ -319,7 +328,8 @@ def _open_json(file: Path, name: str) -> tuple[Engine, str]:
         tokenizer = HuggingFaceTokenizer.from_str(content)
     except Exception as error:  # `tokenizers` raises nothing more exact
         raise TokenizerError(f"tokenizer {name!r} cannot be read ({file.name}): {error}") from error
-    return open_fast(ExactEngine(tokenizer), content), content
+    reference = ExactEngine(tokenizer)
+    return GpuEngine(open_fast(reference, content), reference, content), content
 
 
 def _open_auto(folder: Path, name: str) -> tuple[Engine, str]:
@@ -340,7 +350,8 @@ def _open_auto(folder: Path, name: str) -> tuple[Engine, str]:
         content = backend.to_str()
         from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-        return open_fast(ExactEngine(HuggingFaceTokenizer.from_str(content)), content), content
+        reference = ExactEngine(HuggingFaceTokenizer.from_str(content))
+        return GpuEngine(open_fast(reference, content), reference, content), content
     vocabulary = json.dumps([type(auto).__name__, sorted(auto.get_vocab().items())])
 
     def count(texts: list[str]) -> list[int]:

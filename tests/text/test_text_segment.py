@@ -188,6 +188,9 @@ class Growing:
         sizes = [len(text.replace("\n", "")) + 3 * text.strip("\n").count("\n") for text in texts]
         return np.array(sizes, dtype=np.int64)
 
+    def count_column(self, texts):
+        return pd.Series(self.count(texts.tolist()), index=texts.index)
+
     def cut(self, text, max_tokens):
         return [text[i : i + max_tokens] for i in range(0, len(text), max_tokens)]
 

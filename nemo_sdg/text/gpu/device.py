@@ -28,7 +28,7 @@ class Settings(NamedTuple):
 
 
 class DeviceCounter:
-    """Counts on one device; the tables lie there. Not for two threads at once."""
+    """Counts on the current device, where the tables lie."""
 
     def __init__(self, tables: Tables, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
@@ -50,7 +50,7 @@ class DeviceCounter:
         """Count the tokens of every row.
 
         Args:
-            chars: uint8 on the device; its address is a multiple of 8.
+            chars: uint8 on the device.
             offsets: int32 or int64 on the device: where rows begin and the last one ends.
 
         Returns:
@@ -64,6 +64,13 @@ class DeviceCounter:
             if end > first:
                 self._count(chars, offsets, first, end, counts, status)
         return counts[:rows], status[:rows]
+
+    def count_host(self, chars: Any, offsets: Any) -> tuple[Any, Any]:
+        """Count a column that lies on the host: the same, there and back."""
+        arrays = _arrays()
+        found = self.count(arrays.array(chars), arrays.array(offsets))
+        counts, status = (array if SIMULATED else array.get() for array in found)
+        return counts, status
 
     def _count(
         self, chars: Any, offsets: Any, first: int, end: int, counts: Any, status: Any
@@ -138,4 +145,6 @@ def _words(chars: Any) -> Any:
     if SIMULATED:
         return words_of(chars)
     size = -(-len(chars) // 8)
+    if chars.data.ptr % 8:
+        chars = chars.copy()
     return _given(_arrays().ndarray(size, np.uint64, memptr=chars.data))
