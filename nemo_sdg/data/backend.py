@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nemo_sdg.data.regex import to_re2
+from nemo_sdg.data.regex import to_cudf, to_re2
 from nemo_sdg.errors import BackendError, DataError
 
 Backend = Literal["pandas", "cudf"]
@@ -69,6 +69,15 @@ def gpu_problem() -> str | None:
     if driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
         return "the NVIDIA driver finds no GPU"
     return None
+
+
+def gpu_count() -> int:
+    """Count the GPUs that this process may use with cuDF; 0 where it cannot be used."""
+    if gpu_problem() is not None:
+        return 0
+    count = ctypes.c_int(0)
+    ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
+    return count.value
 
 
 def resolve_backend(name: str) -> Backend:
@@ -225,6 +234,7 @@ def replace_regex(series: Any, pattern: str, replacement: str) -> Any:
     if re.search(r"\\(?!\d)", replacement):
         raise ValueError(f"the replacement {replacement!r} may hold no escape but \\1 to \\9")
     if is_cudf(series):
+        pattern = to_cudf(pattern)
         if re.search(r"\\\d", replacement):
             return series.str.replace_with_backrefs(pattern, replacement)
         return series.str.replace(pattern, replacement, regex=True)
@@ -240,7 +250,8 @@ def contains_regex(series: Any, pattern: str) -> Any:
     """
     compiled = to_re2(pattern)
     if is_cudf(series):
-        return series.str.contains(pattern, regex=True).fillna(False).astype("bool")
+        found = series.str.contains(to_cudf(pattern), regex=True)
+        return found.fillna(False).astype("bool")
     found = pc.match_substring_regex(to_arrow(series), pattern=compiled)
     return from_arrow(pc.fill_null(found, False), like=series)
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 
-# Inside a class RE2 takes these without brackets. Python and cuDF read \d, \w, \s as Unicode, RE2
-# as ASCII: spelled out, the three agree.
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# Inside a class RE2 takes these without brackets. Python reads \d, \w, \s as Unicode, RE2 as ASCII,
+# and cuDF takes other characters for digits (a superscript or circled two is one) and blanks:
+# spelled out, the three agree.
 _RE2_CLASSES = {
     "d": r"\p{Nd}",
     "w": r"\p{L}\p{N}_",
@@ -17,7 +23,41 @@ _SIMPLE_ESCAPES = frozenset("tnrfvxbB")
 
 @functools.cache
 def to_re2(pattern: str) -> str:
-    """Check that Python, RE2 and cuDF read `pattern` alike and spell it out for RE2."""
+    """Check that Python, RE2 and cuDF read `pattern` alike and spell it out for RE2.
+
+    Raises:
+        ValueError: one of them has no such thing, or reads it otherwise.
+    """
+    return _spelled(pattern, _RE2_CLASSES)
+
+
+@functools.cache
+def to_cudf(pattern: str) -> str:
+    r"""Check a pattern as `to_re2` does and spell it out for cuDF.
+
+    Digits and blanks become the ranges of characters that RE2 takes for them. Letters are too many
+    for that: `\w` stays cuDF's own, which knows no letter above U+FFFF.
+    """
+    return _spelled(pattern, {"d": _ranges("d"), "s": _ranges("s"), "w": r"\w"})
+
+
+@functools.cache
+def _ranges(escape: str) -> str:
+    """Give the characters of a class of RE2 as ranges of plain characters (0.5 s, once)."""
+    codes = np.concatenate([np.arange(0xD800), np.arange(0xE000, 0x110000)]).astype("<u4")
+    # One text a code point, four bytes each before they are decoded.
+    texts = pa.array(list(codes.tobytes().decode("utf-32-le")), pa.large_string())
+    found = pc.match_substring_regex(texts, pattern=f"[{_RE2_CLASSES[escape]}]")
+    inside = codes[found.to_numpy(zero_copy_only=False)]
+    apart = np.flatnonzero(np.diff(inside) != 1)
+    firsts = inside[np.append(0, apart + 1)].tolist()
+    lasts = inside[np.append(apart, len(inside) - 1)].tolist()
+    return "".join(
+        chr(a) if a == b else f"{chr(a)}-{chr(b)}" for a, b in zip(firsts, lasts, strict=True)
+    )
+
+
+def _spelled(pattern: str, classes: Mapping[str, str]) -> str:
 
     def refuse(what: str) -> ValueError:
         return ValueError(f"{what} in the pattern {pattern!r}: cuDF or RE2 has no such thing")
@@ -32,10 +72,10 @@ def to_re2(pattern: str) -> str:
         if char == "\\":
             escape = pattern[i + 1 : i + 2]
             lower = escape.lower()
-            if lower in _RE2_CLASSES:
+            if lower in classes:
                 if escape != lower and in_class:
                     raise refuse(f"\\{escape} inside brackets")
-                body = _RE2_CLASSES[lower]
+                body = classes[lower]
                 negate = "" if escape == lower else "^"
                 out.append(body if in_class else f"[{negate}{body}]")
             elif escape.isalnum() and escape not in _SIMPLE_ESCAPES:

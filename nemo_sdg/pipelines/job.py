@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from nemo_sdg import __version__
-from nemo_sdg.data.backend import from_values, resolve_backend, to_values
+from nemo_sdg.data.backend import from_values, is_cudf, resolve_backend, to_values
 from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.data.ids import check_lines, check_unique_ids, input_fingerprint
 from nemo_sdg.errors import DataError
@@ -59,6 +59,11 @@ class Job:
     tokenizer: Tokenizer
     ledger: str
     block_bytes: int | None
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """True where partitions are cuDF frames."""
+        return any(is_cudf(part.meta) for part in self.parts)
 
 
 def fingerprint_of(recipe: Recipe, inputs: list[dict[str, Any]]) -> str:

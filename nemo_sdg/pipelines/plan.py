@@ -19,6 +19,7 @@ from nemo_sdg.errors import Interrupted, RecipeError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.pipelines.begin import ASK_ABOVE_REQUESTS, asking, check_identity, named_endpoint
 from nemo_sdg.pipelines.chain import Chain
+from nemo_sdg.pipelines.cluster import open_cluster
 from nemo_sdg.pipelines.count import Counted, by_frame, counted, counting_here
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job, fingerprint_inputs, own_tokenizer, plan_job
@@ -27,7 +28,6 @@ from nemo_sdg.pipelines.pilot import ask
 from nemo_sdg.pipelines.predict import Band
 from nemo_sdg.pipelines.progress import Observer, Quiet
 from nemo_sdg.pipelines.recipe import Recipe
-from nemo_sdg.pipelines.work import open_cluster
 
 __all__ = ["Band", "Disk", "Pilot", "RunPlan", "TaskPlan", "plan"]
 
@@ -140,7 +140,7 @@ def _computed(
         return
     from distributed import as_completed
 
-    with open_cluster(job.recipe, endpoint, client) as cluster:
+    with open_cluster(job.recipe, endpoint, client, on_gpu=job.is_on_gpu) as cluster:
         futures = cluster.compute(list(lazy))
         try:
             for number, (_, _) in enumerate(as_completed(futures, with_results=True), 1):

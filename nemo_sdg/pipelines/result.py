@@ -139,7 +139,9 @@ def conclude(
         task_seconds=task_seconds,
         ratios=_ratios(job, counts),
     )
-    folder.write_json("run.json", _report(folder, job, result))
+    device = [s["device_bytes"] for s in summaries.values() if "device_bytes" in s]
+    peak = {"device_bytes": max(device)} if device else {}  # of the worker with the most
+    folder.write_json("run.json", _report(folder, job, result) | peak)
     return result
 
 

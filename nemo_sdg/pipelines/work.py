@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from nemo_sdg.llm.engine_config import in_run
 from nemo_sdg.llm.worker import EngineLost, run_ends
 from nemo_sdg.pipelines.begin import announce
 from nemo_sdg.pipelines.chain import Chain, PartResult
+from nemo_sdg.pipelines.cluster import device_memory, open_cluster, watch_device
 from nemo_sdg.pipelines.count import estimate
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job, Part
@@ -29,10 +28,6 @@ from nemo_sdg.pipelines.progress import (
     counts_so_far,
     publish_from_here,
 )
-from nemo_sdg.pipelines.recipe import Recipe
-
-ALLOWED_FAILURES = 20
-"""Worker deaths before Dask blames a task; a death blames every task the worker had."""
 
 NO_WORKERS_S = 60.0
 """Without any worker for this long the run stops, resumable, instead of waiting for ever."""
@@ -68,7 +63,7 @@ def do_work(
     is_only = len(job.chains) == 1
     folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
     with (
-        open_cluster(job.recipe, endpoint, client) as cluster,
+        open_cluster(job.recipe, endpoint, client, on_gpu=job.is_on_gpu) as cluster,
         _engines_stopped(cluster, endpoint) as run,
     ):
         servers = job.chains[0].generate.config().endpoints
@@ -170,6 +165,7 @@ def _run_part(
     if found is not None:
         return found  # this task ran before, on a worker that was lost after it had finished
     publish_from_here()
+    watch_device(frame)
     started = time.perf_counter()
     with in_run(run):
         made = _made(chain, frame)
@@ -191,6 +187,7 @@ def _run_part(
             "counts": dict(made.counts),
             "started": time.time() - (time.perf_counter() - started),
             "ended": time.time(),
+            **device_memory(frame),
         },
     )
 
@@ -201,61 +198,6 @@ def _made(chain: Chain, frame: Any) -> PartResult:
         with contextlib.suppress(EngineLost):
             return chain.run(frame)
     return chain.run(frame)
-
-
-@contextlib.contextmanager
-def open_cluster(recipe: Recipe, endpoint: Endpoint, client: Any) -> Iterator[Any]:
-    """Yield a connected client: the one given, one of a running scheduler, or a local cluster."""
-    import dask
-
-    if client is not None:
-        yield client
-        return
-    from distributed import Client
-
-    if recipe.scheduler:
-        with _connected(recipe.scheduler) as connected:
-            yield connected
-        return
-    settings = {
-        "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
-        "distributed.admin.large-graph-warning-threshold": "100MB",
-        # Waiting is what tasks do here: an event loop that answers late is no reason to warn.
-        "distributed.worker.profile.enabled": False,
-    }
-    with (
-        dask.config.set(settings),
-        # More workers than requests at a time would only wait for each other.
-        _local_cluster(min(recipe.workers, endpoint.limit)) as local,
-        Client(local) as connected,
-    ):
-        connected.run(_leave_ctrl_c_alone)
-        yield connected
-
-
-def _connected(address: str) -> Any:
-    """Return a client of a scheduler that runs already.
-
-    Raises:
-        ConfigurationError: none answers, or this is no address of one.
-    """
-    from distributed import Client
-    from distributed.comm.addressing import get_address_host_port
-
-    try:
-        # First the address alone: a client that never came to be complains once more at its end.
-        get_address_host_port(address)
-        return Client(address)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: TLS without certificates
-        raise ConfigurationError(
-            f"no Dask scheduler answers at {address} ({error}): start it, mend --scheduler, which "
-            "is an address such as tcp://host:8786, or leave it out to work on this machine"
-        ) from None
-
-
-def _leave_ctrl_c_alone() -> None:
-    """Ignore Ctrl-C in a worker: it reaches the whole group, and the client ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -279,39 +221,3 @@ def _engines_stopped(cluster: Any, endpoint: Endpoint) -> Iterator[str]:
     finally:
         with contextlib.suppress(Exception):
             cluster.run(run_ends, run, on_error="ignore")
-
-
-def _local_cluster(workers: int) -> Any:
-    """Start worker processes on this machine.
-
-    Raises:
-        ConfigurationError: they cannot start, because the script that calls `run` has no guard.
-    """
-    import multiprocessing
-
-    from distributed import LocalCluster
-
-    guard = (
-        'a script that runs recipes must do so under `if __name__ == "__main__":`, '
-        "since worker processes import it"
-    )
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise ConfigurationError(guard)  # this is a worker that imports the script
-    try:
-        os.getcwd()
-    except FileNotFoundError:  # Dask would wait for its workers for ever, and for their end too
-        raise ConfigurationError(
-            "the current folder is gone, and worker processes cannot start in it: change to one "
-            "that is there"
-        ) from None
-    try:
-        return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            # Any free port of this machine: 8787, the usual one, may be another run's.
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address=None,
-            silence_logs=50,
-        )
-    except RuntimeError as error:
-        raise ConfigurationError(f"the worker processes did not start ({error}); {guard}") from None

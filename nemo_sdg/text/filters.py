@@ -34,6 +34,11 @@ from nemo_sdg.errors import ConfigurationError, DataError
 if TYPE_CHECKING:
     from nemo_sdg.text.tokens import Tokenizer
 
+_BLANKS = (
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
+    "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+
 
 @runtime_checkable
 class ColumnFilter(Protocol):
@@ -209,7 +214,7 @@ def _share(texts: Any, separator: str, *, run: int) -> Any:
     """Give, per text, the share of characters in runs of pieces that came before (float64)."""
     xp = array_module(texts)
     pieces, counts = split_text(texts, separator)
-    pieces = pieces.str.strip()
+    pieces = pieces.str.strip(_BLANKS)  # without a set cuDF strips control characters, too
     parent = xp.repeat(xp.arange(len(counts)), counts.tolist())
     lengths = pieces.str.len().values.astype("int64")
     filled = lengths > 0

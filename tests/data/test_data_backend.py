@@ -10,12 +10,15 @@ import types
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_sdg.data import backend
+from nemo_sdg.data.regex import to_cudf, to_re2
 from nemo_sdg.errors import BackendError, DataError
+from nemo_sdg.text.hard_strings import hard_strings
 
 STRING_DTYPES = ["str", object, pd.ArrowDtype(pa.string()), pd.ArrowDtype(pa.large_string())]
 TEXTS = st.lists(st.none() | st.text(alphabet="ab|é語\n\x00", max_size=12), max_size=8)
@@ -255,3 +258,14 @@ def test_joining_checks_its_counts_and_reads_null_as_empty():
         backend.join_text(pieces, np.array([2]), "-")
     with pytest.raises(ValueError, match="empty"):
         backend.split_text(pieces, "")
+
+
+@pytest.mark.parametrize("pattern", [r"\d+", r"\D+", r"[\s\d.]+", r"[^\s*]+", r"x\S\s"])
+def test_digits_and_blanks_are_the_same_characters_for_cudf(pattern):
+    # As cuDF is handed it, the pattern holds plain characters only: Python reads it alike.
+    spelled = to_cudf(pattern)
+    assert not re.search(r"\\[dDsSpP]", spelled)
+    texts = [*hard_strings(), "x y", "".join(map(chr, range(0x3100)))]
+    found = pc.extract_regex(pa.array(texts), f"(?P<all>{to_re2(pattern)})")
+    wanted = [None if row is None else row["all"] for row in found.to_pylist()]
+    assert [(m := re.search(spelled, text)) and m[0] for text in texts] == wanted

@@ -1,0 +1,106 @@
+"""Which cluster a run gets; the one for GPUs is held against a stand-in for dask-cuda."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from distributed import LocalCluster
+
+from nemo_sdg.errors import ConfigurationError
+from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.pipelines import cluster
+from nemo_sdg.pipelines.job import Job
+from nemo_sdg.pipelines.recipe import Recipe
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe(tasks=["distill"], input="a.jsonl", endpoint="offline", workers=1)
+
+
+@pytest.fixture
+def endpoint() -> Endpoint:
+    return Endpoint(url="http://127.0.0.1:9/v1", model="m", concurrency=2)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]) -> None:
+    """Put a dask_cuda in place that starts an ordinary cluster and keeps what it was asked for."""
+
+    def made(*, rmm_pool_size, rmm_maximum_pool_size, enable_cudf_spill, **options: Any) -> Any:
+        asked.update(
+            pool=(rmm_pool_size, rmm_maximum_pool_size), spill=enable_cudf_spill, **options
+        )
+        return LocalCluster(processes=False, **options)
+
+    module = ModuleType("dask_cuda")
+    module.LocalCUDACluster = made  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dask_cuda", module)
+    monkeypatch.setattr(cluster, "gpu_count", lambda: 4)
+
+
+@pytest.mark.cluster
+def test_gpus_get_a_worker_each_with_a_pool_that_spills(monkeypatch, recipe, endpoint):
+    asked: dict[str, Any] = {}
+    stand_in(monkeypatch, asked)
+    monkeypatch.setattr(cluster, "_leave_ctrl_c_alone", os.getpid)  # the worker is this process
+    with cluster.open_cluster(recipe, endpoint, None, on_gpu=True) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    assert asked["pool"] == (cluster.POOL_SHARE, cluster.POOL_MOST)
+    assert asked["spill"] is True
+    # Four GPUs, but two requests at a time: two workers of one thread.
+    assert [worker["nthreads"] for worker in workers] == [1, 1]
+
+
+def test_without_dask_cuda_the_extra_is_named(monkeypatch, recipe, endpoint):
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    with (
+        pytest.raises(ConfigurationError, match="extra cuda12 or cuda13"),
+        cluster.open_cluster(recipe, endpoint, None, on_gpu=True),
+    ):
+        pass
+
+
+def test_a_client_that_is_given_is_taken_whatever_the_partitions(recipe, endpoint):
+    mine = object()
+    with cluster.open_cluster(recipe, endpoint, mine, on_gpu=True) as client:
+        assert client is mine
+
+
+def fake_cudf(name: str) -> type:
+    return type(name, (), {"__module__": "cudf.core.dataframe"})
+
+
+@pytest.mark.parametrize(("metas", "is_on_gpu"), [([0], False), ([0, 1], True)])
+def test_a_job_is_on_the_gpu_where_a_partition_is(metas, is_on_gpu, recipe):
+    kinds = [pd.DataFrame(), fake_cudf("DataFrame")()]
+    job = Job(
+        recipe=recipe,
+        chains=[],
+        parts=[SimpleNamespace(meta=kinds[kind]) for kind in metas],  # type: ignore[misc]
+        fingerprint="",
+        tokenizer=None,  # type: ignore[arg-type]
+        ledger="",
+        block_bytes=None,
+    )
+    assert job.is_on_gpu is is_on_gpu
+
+
+def test_device_memory_is_what_rmm_counted(monkeypatch):
+    counted: list[int] = []
+    statistics = SimpleNamespace(
+        enable_statistics=lambda: counted.append(0),
+        get_statistics=lambda: SimpleNamespace(peak_bytes=7) if counted else None,
+    )
+    monkeypatch.setitem(sys.modules, "rmm", SimpleNamespace(statistics=statistics))
+    frame = fake_cudf("DataFrame")()
+    assert cluster.device_memory(frame) == {"device_bytes": 0}
+    cluster.watch_device(frame)
+    assert cluster.device_memory(frame) == {"device_bytes": 7}
+    cluster.watch_device(pd.DataFrame())
+    assert counted == [0]
+    assert cluster.device_memory(pd.DataFrame()) == {}
