@@ -144,10 +144,14 @@ class LeaseBook:
         self.written_s = 0.0
         self._holders: dict[str, _Holder] = {}
         self._spent_by_gone: dict[str, float] = dict.fromkeys(terms.caps, 0.0)
+        self._gone: set[str] = set()
 
     def renew(self, report: Report, now: float) -> Lease:
         """Take a report and return the engine's new lease."""
         self.written_s = now
+        if report.holder in self._gone:  # a report that was overtaken by the news of the end
+            nothing = dict.fromkeys(self.terms.slots, 0)
+            return Lease(number=0, slots=nothing, allowed=dict.fromkeys(self.terms.caps, 0.0))
         holder = self._holders.setdefault(report.holder, _Holder(report.worker))
         holder.takes(report)
         holder.number += 1
@@ -163,6 +167,7 @@ class LeaseBook:
 
     def leave(self, holder: str) -> None:
         """Take back all of an engine that has ended."""
+        self._gone.add(holder)
         gone = self._holders.pop(holder, None)
         if gone is not None:
             for what in self._spent_by_gone:

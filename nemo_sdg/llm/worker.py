@@ -231,6 +231,7 @@ class EngineHandle:
                 case ["fatal", error]:
                     self._fail(pickle.loads(error))
         self._fail(EngineLost("the engine's process ended; run the same command again"))
+        self._desk.leave(self._book, self._name)  # or what it held would be missing to the others
 
     def _is_tail(self) -> bool:
         """Say whether no partition waits to be let in, and none came for a while."""

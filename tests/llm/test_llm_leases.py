@@ -193,6 +193,14 @@ def test_what_a_lost_worker_had_spent_stays_spent() -> None:
     assert book.renew(Worker("next", queued=99).report(), 0.1).allowed == {"requests": 4.0}
 
 
+def test_a_report_that_comes_after_the_end_takes_nothing() -> None:
+    book = LeaseBook(terms({"0": 8}))
+    lost, here = Worker("lost", queued=99, in_flight=8), Worker("here", queued=99)
+    book.leave("lost")
+    assert book.renew(lost.report(), 0.0).slots == {"0": 0}
+    assert book.renew(here.report(), 0.1).slots == {"0": 8}
+
+
 def test_books_are_kept_apart_and_forgotten_in_time() -> None:
     office = LeaseOffice()
     plain = terms({"0": 4}).to_plain()
