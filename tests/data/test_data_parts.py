@@ -144,7 +144,7 @@ def test_a_finished_folder_is_not_overwritten_by_accident(tmp_path: Path) -> Non
     assert sorted(os.listdir(folder)) == ["_manifest.json", "notes.txt", "part-00000.jsonl"]
     read = DocumentDataset.read(folder)
     with pytest.raises(DataError, match="is read by this dataset"):
-        read.apply(fail_at_sixty, meta=read.df._meta).to_json(folder, overwrite=True)
+        read.apply(lambda frame: frame, meta=read.df._meta).to_json(folder, overwrite=True)
     with pytest.raises(DataError, match="compression"):
         dataset.to_json(tmp_path / "x", compression="rar")  # type: ignore[arg-type]
 

@@ -379,8 +379,9 @@ def engine_pids() -> list[int]:
 
 
 def kill_an_engine(client: Any) -> None:
-    ((pid,), *_) = client.run(engine_pids).values()
-    os.kill(pid, signal.SIGKILL)
+    # Of any worker: one that has just been started may have none yet.
+    pids = [pid for of_worker in client.run(engine_pids).values() for pid in of_worker]
+    os.kill(pids[0], signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kill", [kill_a_worker, kill_an_engine])
