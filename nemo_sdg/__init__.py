@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from nemo_sdg.llm.scripted import ScriptedEndpoint
     from nemo_sdg.pipelines.plan import RunPlan, plan
     from nemo_sdg.pipelines.recipe import Recipe, load_recipe
+    from nemo_sdg.pipelines.replay import replay
+    from nemo_sdg.pipelines.retry import retry
     from nemo_sdg.pipelines.run import RunResult, preview, run
     from nemo_sdg.stages.base import Sequential, Stage
     from nemo_sdg.stages.generate import Generate
@@ -43,6 +45,8 @@ _PLACES = {
     "nemo_sdg.llm.scripted": ("ScriptedEndpoint",),
     "nemo_sdg.pipelines.plan": ("RunPlan", "plan"),
     "nemo_sdg.pipelines.recipe": ("Recipe", "load_recipe"),
+    "nemo_sdg.pipelines.replay": ("replay",),
+    "nemo_sdg.pipelines.retry": ("retry",),
     "nemo_sdg.pipelines.run": ("RunResult", "preview", "run"),
     "nemo_sdg.stages.base": ("Sequential", "Stage"),
     "nemo_sdg.stages.generate": ("Generate",),
@@ -91,6 +95,8 @@ __all__ = [
     "plan",
     "preview",
     "register",
+    "replay",
+    "retry",
     "run",
     "serve_offline",
 ]

@@ -26,6 +26,8 @@
         |   +-- ContextExceeded    `context_exceeded`   the prompt does not fit the model
         |   +-- Unauthorized       `unauthorized`   401, 403 before any answer: ends the run
         |   +-- UnknownModel       `unknown_model`   404: ends the run, or the row that chose it
+        |   +-- NotFiled           `not_filed`   nothing may be asked, and no answer is filed
+        +-- PoisonousRow           `poisonous`   the process died whenever this row was at work
         +-- AnswerError            an answer came and is of no use (the answer stays in the ledger)
             +-- EmptyAnswer        `empty`
             +-- RefusedAnswer      `refused`   a refusal field, or the content filter
@@ -197,6 +199,21 @@ class UnknownModel(BadRequest):
     """The endpoint does not serve this model (404): the whole run cannot go on."""
 
     code = "unknown_model"
+
+
+class NotFiled(RequestError):
+    """The answer does not stand in the ledger, and a replay asks nothing."""
+
+    code = "not_filed"
+
+
+class PoisonousRow(RowError):
+    """Every process that worked on this row died; its neighbours are done without it."""
+
+    code = "poisonous"
+
+    def __init__(self, detail: str = "every process that worked on it died") -> None:
+        super().__init__(detail)
 
 
 class AnswerError(RowError):

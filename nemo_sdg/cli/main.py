@@ -26,6 +26,8 @@ COMMANDS = {
     "preview": ("nemo_sdg.cli.run_command", "Show a few answers beside their sources."),
     "plan": ("nemo_sdg.cli.plan_command", "Tell what a run will ask for, cost and take."),
     "report": ("nemo_sdg.cli.report_command", "Make the report of a run folder anew."),
+    "replay": ("nemo_sdg.cli.recover_command", "Make a dataset anew from the answers filed."),
+    "retry": ("nemo_sdg.cli.recover_command", "Ask again for the rows that failed."),
     "tasks": ("nemo_sdg.cli.tasks_command", "List the tasks; with a name, show that task."),
     "init": ("nemo_sdg.cli.tasks_command", "Write a commented recipe to begin with."),
     "check": ("nemo_sdg.cli.endpoint_command", "See what an endpoint offers."),

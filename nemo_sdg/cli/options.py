@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -69,9 +69,18 @@ def recipe_options(command: _Command) -> _Command:
         metavar="FILE",
         help="A prompt of your own; {document} stands for the text. Needs --output-field.",
     )(command)
-    for name in reversed(FIELDS):
-        command = _option(name)(command)
-    return command
+    return options_of(FIELDS)(command)
+
+
+def options_of(names: Sequence[str]) -> Callable[[_Command], _Command]:
+    """Add the options of these fields of a recipe."""
+
+    def add(command: _Command) -> _Command:
+        for name in reversed(names):
+            command = _option(name)(command)
+        return command
+
+    return add
 
 
 def _option(name: str) -> Callable[[_Command], _Command]:

@@ -48,21 +48,40 @@ def check_identity(
                 f"{folder.path} holds data but no recipe.yaml: it is no run folder; choose another"
             )
         return
-    state = folder.read_json("state.json") or {}
-    # What was written down then, and not what recipe.yaml means now: a task file may have changed.
-    began = state.get("identity") or load_recipe(path)
-    differs = difference(began, recipe, ignore=("input",))
-    before = state.get("inputs", inputs)
-    gone = [entry["path"] for entry in before if entry not in inputs]
-    new = [entry["path"] for entry in inputs if entry not in before]
-    if gone:
-        differs.append(f"input files are gone or changed: {', '.join(gone[:3])}")
-    elif new and not extend:
+    differs, new = changes_since(folder, recipe, inputs)
+    if new and not extend:
         differs.append(f"there are new input files: {', '.join(new[:3])} (--extend takes them in)")
     if differs:
         raise RunFolderError(
             f"{folder.path} was begun with other settings: {'; '.join(differs)}. "
             "Choose another --output, or go back to the earlier settings."
+        )
+
+
+def changes_since(
+    folder: RunFolder, recipe: Recipe, inputs: list[dict[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """Compare a recipe with what a folder was begun with: differences in words, and new files."""
+    state = folder.read_json("state.json") or {}
+    # What was written down then, and not what recipe.yaml means now: a task file may have changed.
+    began = state.get("identity") or load_recipe(folder.path / "recipe.yaml")
+    differs = difference(began, recipe, ignore=("input",))
+    before = state.get("inputs", inputs)
+    gone = [entry["path"] for entry in before if entry not in inputs]
+    if gone:
+        differs.append(f"input files are gone or changed: {', '.join(gone[:3])}")
+    there = [entry["path"] for entry in before]
+    return differs, [entry["path"] for entry in inputs if entry["path"] not in there]
+
+
+def check_tokenizer(state: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Raise `RunFolderError` where another tokenizer counted in the folder that `state` is of."""
+    counted = state.get("tokenizer")
+    if counted and counted["fingerprint"] != tokenizer.fingerprint:
+        raise RunFolderError(
+            f"the folder was begun with the tokenizer {counted['name']}, and now {tokenizer.name} "
+            "would count, which cuts texts elsewhere; name the first one with --tokenizer, or "
+            "choose another --output"
         )
 
 
@@ -128,13 +147,7 @@ def prepare(
     for server in servers:
         preflight(server, [], None)
     tokenizer = choose_tokenizer(recipe, endpoint, is_offline=is_offline)
-    counted = state.get("tokenizer")
-    if counted and counted["fingerprint"] != tokenizer.fingerprint:
-        raise RunFolderError(
-            f"the folder was begun with the tokenizer {counted['name']}, and now {tokenizer.name} "
-            "would count, which cuts texts elsewhere; name the first one with --tokenizer, or "
-            "choose another --output"
-        )
+    check_tokenizer(state, tokenizer)
     if ledger is None:
         ledger = recipe.ledger or (folder.ledger if folder else None)
     job = plan_job(

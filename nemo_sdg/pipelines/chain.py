@@ -16,10 +16,11 @@ from functools import cached_property, singledispatchmethod
 from typing import Any
 
 from nemo_sdg.data.backend import from_values, is_list, to_values
-from nemo_sdg.errors import ConfigurationError, NemoSdgError
+from nemo_sdg.errors import ConfigurationError, NemoSdgError, PoisonousRow
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.stages.base import JOINED_FIELD, Record, Sequential, Stage, with_columns
 from nemo_sdg.stages.generate import Generate
+from nemo_sdg.stages.known import NOTHING_KNOWN, Known
 from nemo_sdg.stages.reshape import (
     TOKENS_FIELD,
     Explode,
@@ -247,12 +248,17 @@ class Chain:
         """Return the rows that will be asked about: everything before the first request."""
         return self.admit.apply(self.split.apply(self.choose.apply(frame, record)), record)
 
-    def run(self, frame: Any) -> PartResult:
+    def run(self, frame: Any, known: Known = NOTHING_KNOWN) -> PartResult:
         """Run the whole chain on one partition; blocks until all its requests have ended.
 
         Requests: one a segment, more where answers are of no use or a task is a flow.
+
+        Args:
+            frame: the partition.
+            known: rows to spare, or to ask otherwise.
         """
-        record = Record(task=self.task.name, id_field=self.id_field)
+        record = Record(task=self.task.name, id_field=self.id_field, known=known)
+        frame, lost = self.touchable(frame, known)
         chosen = self.choose.apply(frame, record)
         counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         counts["documents.filtered"] = len(frame) - len(chosen)
@@ -268,7 +274,11 @@ class Chain:
 
         record.settle()
         counts.update(record.counts)
-        counts["segments"], counts["asked"] = len(segments), len(asked)
+        record.dead += [self._poisonous(row_id) for row_id in lost]
+        counts[f"dead.{PoisonousRow.code}"] += len(lost)
+        counts["documents.empty"] += len(lost)
+        counts["asked"] = len(asked)
+        counts["segments"] = len(segments) + len(lost)  # one each: nothing could split them
         joined = JOINED_FIELD in kept.columns
         counts["kept"] = int(kept[JOINED_FIELD].sum()) if joined else len(kept)
         counts["rows"] = len(data)
@@ -278,6 +288,20 @@ class Chain:
         counts.update(self._documents(chosen, asked, kept))
         check_counts(self.task.name, counts)
         return PartResult(data, record, counts)
+
+    def touchable(self, frame: Any, known: Known) -> tuple[Any, list[str]]:
+        """Leave documents out that no process outlives; return their ids too."""
+        if not known.documents or self.id_field not in frame.columns:
+            return frame, []
+        ids = [str(i) for i in to_values(frame[self.id_field])]
+        lost = [i for i in ids if i in known.documents]
+        spared = from_values([i not in known.documents for i in ids], like=frame, dtype="bool")
+        return (frame[spared] if lost else frame), lost
+
+    def _poisonous(self, row_id: str) -> dict[str, Any]:
+        error = PoisonousRow()
+        why = {"reason": error.code, "detail": error.detail, "raw": None, "attempts": 0}
+        return {"id": row_id, "segment_id": None, "task": self.task.name} | why
 
     def _kept(self, answered: Any, segments: Any, record: Record | None) -> Any:
         stages = self.finish.stages[:-1] if self.shape == "rows" else self.finish.stages

@@ -18,7 +18,7 @@ from nemo_sdg.errors import ConfigurationError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.pipelines.recipe import Recipe
 
-ALLOWED_FAILURES = 20
+ALLOWED_FAILURES = 100
 """Worker deaths before Dask blames a task; a death blames every task the worker had."""
 
 POOL_SHARE = 0.25

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from nemo_sdg import __version__
 from nemo_sdg.pipelines.code_name import code_name
 from nemo_sdg.pipelines.task_build import sampling_of, source_of
 from nemo_sdg.tasks.plan import LanguagePlan
@@ -63,6 +65,17 @@ def cheap(recipe: Recipe) -> dict[str, Any]:
         for task in recipe.resolved_tasks()
     }
     return data
+
+
+def settings_of(recipe: Recipe) -> dict[str, str]:
+    """Return for each task a hash of what it asks and of how its answers are read."""
+    asked, read = identity(recipe)["tasks"], cheap(recipe)["tasks"]
+    return {
+        name: hashlib.sha256(
+            json.dumps([__version__, asked[name], read[name]], sort_keys=True, default=str).encode()
+        ).hexdigest()[:16]
+        for name in asked
+    }
 
 
 def difference(

@@ -28,7 +28,9 @@ from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.pipelines.chain import check_counts
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job
+from nemo_sdg.pipelines.known_rows import rounds_of
 from nemo_sdg.pipelines.metrics import measure
+from nemo_sdg.pipelines.part import whole_or_not
 from nemo_sdg.pipelines.recipe import Recipe
 from nemo_sdg.pipelines.used_answers import summaries_of
 from nemo_sdg.tasks.task import FlowTask, Task
@@ -149,7 +151,7 @@ def _report(folder: RunFolder, job: Job, result: RunResult) -> dict[str, Any]:
     return {
         "status": "complete",
         "exit_code": result.exit_code,
-        "fingerprint": job.fingerprint,
+        "fingerprint": whole_or_not(job.fingerprint, *result.counts.values()),
         "counts": result.counts,
         "tokens": result.tokens,
         "cost": result.cost,
@@ -158,6 +160,7 @@ def _report(folder: RunFolder, job: Job, result: RunResult) -> dict[str, Any]:
         "task_seconds": result.task_seconds,
         "ratios": result.ratios,
         "ended_at": _now(),
+        "retries": rounds_of(folder.path),
         "data": {t: str(p.relative_to(result.folder)) for t, p in result.data_folders.items()},
         **_settings(folder),
     }

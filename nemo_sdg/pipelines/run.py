@@ -10,32 +10,25 @@ ends a run early leaves answers filed and finished parts in place.
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.errors import Interrupted
 from nemo_sdg.pipelines.begin import bind, check_identity, open_endpoint, prepare
+from nemo_sdg.pipelines.ending import ended_by_sigterm, ends_noted
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import fingerprint_inputs, fingerprint_of
 from nemo_sdg.pipelines.owner import owned
 from nemo_sdg.pipelines.preview import preview
 from nemo_sdg.pipelines.progress import Observer, Quiet
 from nemo_sdg.pipelines.recipe import Recipe
-from nemo_sdg.pipelines.report import write_report
 from nemo_sdg.pipelines.result import (
     RunResult,
     about,
-    as_known,
     conclude,
     finished_before,
     is_priced,
     note_begin,
-    note_end,
 )
 from nemo_sdg.pipelines.work import do_work
 
@@ -75,47 +68,23 @@ def run(
     if (done := finished_before(folder, fingerprint)) is not None:
         return done
     folder.make()
-    with owned(folder.path) as lease, _ended_by_sigterm():
+    with (
+        ended_by_sigterm(),
+        owned(folder.path) as lease,
+        ends_noted(folder, fingerprint, is_priced=is_priced(recipe)),
+        open_endpoint(recipe, observer) as endpoint,
+    ):
         state = folder.read_json("state.json") or {}
-        try:
-            with open_endpoint(recipe, observer) as endpoint:
-                job = prepare(recipe, endpoint, folder, fingerprint, state)
-                # From here on the folder belongs to these settings: something will be asked.
-                bind(
-                    folder,
-                    recipe,
-                    inputs,
-                    job.tokenizer,
-                    block_bytes=job.block_bytes,
-                    about=about(job, endpoint),
-                )
-                note_begin(folder, fingerprint)
-                summaries = do_work(job, endpoint, folder, observer, client, lease)
-            result = conclude(job, folder, summaries, endpoint, time.perf_counter() - started)
-        except BaseException as error:
-            known = as_known(error)
-            note_end(folder, fingerprint, known, is_priced=is_priced(recipe))
-            with contextlib.suppress(Exception):  # its own error matters more
-                write_report(folder)
-            if known is error:
-                raise
-            raise known from error
-        write_report(folder)
-        return result
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM (a cluster that wants its nodes back) into a clean, resumable end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(*_: Any) -> None:
-        raise Interrupted("asked to end (SIGTERM); run the same command again to go on")
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        job = prepare(recipe, endpoint, folder, fingerprint, state)
+        # From here on the folder belongs to these settings: something will be asked.
+        bind(
+            folder,
+            recipe,
+            inputs,
+            job.tokenizer,
+            block_bytes=job.block_bytes,
+            about=about(job, endpoint),
+        )
+        note_begin(folder, fingerprint)
+        summaries = do_work(job, endpoint, folder, observer, client, lease)
+        return conclude(job, folder, summaries, endpoint, time.perf_counter() - started)

@@ -22,6 +22,7 @@ import pyarrow as pa
 from nemo_sdg.data.backend import Dtype, to_array, to_values
 from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.errors import DataError
+from nemo_sdg.stages.known import NOTHING_KNOWN, Known, Place
 
 SEGMENT_FIELD = "segment_id"
 """Number of a segment within its document, from 0; absent before documents are split."""
@@ -78,7 +79,8 @@ KEPT, ASKED_AGAIN = "kept", "asked_again"
 class Record:
     """The bookkeeping of one partition in one task: rows of the tables above, and counts.
 
-    `id_field` names the column of ids in the frames that pass; ids are kept as text.
+    `id_field` names the column of ids in the frames that pass; ids are kept as text. `known` is
+    what `Generate` is to know of single rows beforehand.
     """
 
     task: str = ""
@@ -87,8 +89,9 @@ class Record:
     dead: list[dict[str, Any]] = field(default_factory=list)
     provenance: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    known: Known = NOTHING_KNOWN
 
-    def places(self, frame: Any) -> list[tuple[str | None, int | None]]:
+    def places(self, frame: Any) -> list[Place]:
         """Return (id, segment_id) of every row; None where the frame has no such column."""
         columns = set(frame.columns)
         ids = to_values(frame[self.id_field]) if self.id_field in columns else [None] * len(frame)

@@ -11,29 +11,31 @@ second try or the next question of a flow goes out at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
-from nemo_sdg.data.backend import Dtype, from_values, to_values
-from nemo_sdg.errors import ConfigurationError, Interrupted, RowError
+from nemo_sdg.data.backend import to_values
+from nemo_sdg.errors import ConfigurationError, Interrupted, NotFiled, PoisonousRow, RowError
+from nemo_sdg.llm.archive import get_archive
 from nemo_sdg.llm.drive import Crowd
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.engine_config import Caps, EngineConfig
 from nemo_sdg.llm.limits import FailureRule
 from nemo_sdg.llm.request import Reply, Request, Sampling
 from nemo_sdg.llm.retry import RetryPolicy
-from nemo_sdg.llm.worker import get_engine
+from nemo_sdg.llm.worker import EngineHandle, get_engine
 from nemo_sdg.stages.base import (
     SEGMENT_FIELD,
     Record,
     Stage,
     require_columns,
-    with_columns,
 )
-from nemo_sdg.stages.fit import COLUMN_DTYPES, fitted_sample
+from nemo_sdg.stages.fit import fitted_sample
+from nemo_sdg.stages.known import NOTHING_KNOWN, Known, KnownFailure, Place
+from nemo_sdg.stages.merge import Row, merged, samples_of
 from nemo_sdg.stages.provenance import outcome_of, provenance_of
-from nemo_sdg.stages.waiting import cancellation, thread_given_back, warn_of_outage
+from nemo_sdg.stages.waiting import Guard, cancellation, thread_given_back, warn_of_outage
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
 _NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop")
@@ -44,17 +46,6 @@ class NoInput(RowError):
     """The row has no text to ask about."""
 
     code = "no_input"
-
-
-@dataclass
-class _Row:
-    """What became of one row."""
-
-    value: Any = None
-    error: RowError | None = None
-    call: Any = None
-    raw: str | None = None
-    attempts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +86,7 @@ class Generate(Stage):
         fallback: endpoint with a model of its own, asked when the others cannot answer.
         caps: what may be spent from the start of the engines on.
         max_failures: share of rows that may fail for one reason.
+        replays: ask nothing; rows whose answers do not stand in `ledger` fail as `not_filed`.
 
     Raises (when computed): `CredentialError`, `EndpointDown`, `TooManyFailures`, `Unauthorized`,
         `UnknownModel`: what hits every row. A single row's failure is data.
@@ -116,8 +108,11 @@ class Generate(Stage):
     max_failures: float = FailureRule().max_share
     max_outage_s: float = 600.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    replays: bool = False
 
     def __post_init__(self) -> None:
+        if self.replays and self.ledger is None:
+            raise ConfigurationError("without a ledger there is nothing to replay")
         for name in ("ledger", "tries"):  # workers may have been started in another folder
             if (folder := getattr(self, name)) is not None:
                 object.__setattr__(self, name, os.path.abspath(os.path.expanduser(folder)))
@@ -141,7 +136,7 @@ class Generate(Stage):
     @property
     def num_samples(self) -> int:
         """Samples a row: above 1 the new columns are lists."""
-        return self.task.sampling.n if isinstance(self.task, Task) else 1
+        return samples_of(self.task)
 
     def config(self) -> EngineConfig:
         """Return what this stage's engine is started with on each worker."""
@@ -163,7 +158,7 @@ class Generate(Stage):
         require_columns(
             frame, [*self.inputs.values(), *self.from_columns.values()], stage=self._label
         )
-        return self._merged(frame.iloc[:0], [])
+        return merged(frame.iloc[:0], [], self.task)
 
     def apply(self, frame: Any, record: Record | None = None) -> Any:
         """Ask about every row of one partition; blocks until all rows have ended."""
@@ -171,8 +166,8 @@ class Generate(Stage):
             frame, [*self.inputs.values(), *self.from_columns.values()], stage=self._label
         )
         if len(frame) == 0:
-            return self._merged(frame, [])
-        return self._merged(frame, self._ask(frame, record))
+            return merged(frame, [], self.task)
+        return merged(frame, self._ask(frame, record), self.task)
 
     @property
     def _label(self) -> str:
@@ -180,31 +175,65 @@ class Generate(Stage):
 
     # --- asking ----------------------------------------------------------------------------------
 
-    def _ask(self, frame: Any, record: Record | None) -> list[_Row]:
-        rows = [_Row() for _ in range(len(frame))]
-        ids = self._row_ids(frame)
+    def file(self, frame: Any, known: Known) -> None:
+        """Ask the first question of every row and read no answer; they stand in the ledger then."""
+        rows = [Row() for _ in range(len(frame))]
+        first = self._started(Crowd(), frame, rows, known)
+        with get_engine(self.config()).session(self.task.name) as session:
+            session.submit(first)
+            left = len(first)
+            while left:
+                left -= len(session.wait())
+
+    def _ask(self, frame: Any, record: Record | None) -> list[Row]:
+        rows = [Row() for _ in range(len(frame))]
+        known = NOTHING_KNOWN if record is None else record.known
         crowd = Crowd()
+        first = self._started(crowd, frame, rows, known)
+        engine = get_archive(self.ledger or "") if self.replays else get_engine(self.config())
+        guard = Guard(self.task, engine)
+        asked = self._exchange(crowd, first, rows, guard, warns=record is None)
+        if record is not None:
+            places = record.places(frame)
+            for row, place in zip(rows, places, strict=True) if known.letters else ():
+                if isinstance(row.error, NotFiled) and place in known.letters:
+                    letter = known.letters[place]
+                    row.error = KnownFailure(letter)
+                    row.raw, row.attempts = letter["raw"], letter["attempts"]
+            self._note(places, rows, asked, record)
+            known.spend(places, record.provenance, record.counts)
+        return rows
+
+    def _started(
+        self, crowd: Crowd, frame: Any, rows: list[Row], known: Known
+    ) -> list[tuple[int, Request]]:
+        """Start the flows of all rows that can be asked about; return their first requests."""
+        ids = self._row_ids(frame)
+        places = Record(id_field=self.id_field).places(frame)
         first = []
         for number, (values, sampling) in enumerate(self._values(frame)):
+            if places[number] in known.poisonous:
+                rows[number].error = PoisonousRow()
+                continue
             if any(value is None for value in values.values()):
                 rows[number].error = NoInput("a column that the prompt needs is null")
                 continue
             stamp = stamp_of(
                 self.task.name, model=self.endpoint.model, seed=self.seed, row_id=ids[number]
             )
+            if (again := known.again.get(places[number])) is not None:
+                stamp = again.stamp(stamp)
+                # A flow's own sampling is its own affair; its model comes with the stamp.
+                sampling = again.values(sampling) if isinstance(self.task, Task) else sampling
             first.extend(crowd.start(number, self.task.flow(values, sampling), stamp))
-        guard = _Guard(self.task, get_engine(self.config()))
-        asked = self._exchange(crowd, first, rows, guard, warns=record is None)
-        if record is not None:
-            self._note(frame, rows, asked, record)
-        return rows
+        return first
 
     def _exchange(
         self,
         crowd: Crowd,
         first: list[tuple[int, Request]],
-        rows: list[_Row],
-        guard: _Guard,
+        rows: list[Row],
+        guard: Guard,
         *,
         warns: bool,
     ) -> list[tuple[_Asked, Reply]]:
@@ -233,12 +262,12 @@ class Generate(Stage):
                         answered.append((asked, answer))
                     due.extend(crowd.deliver(token, answer))
                 self._collect(crowd, rows, guard)
-                if warns:  # a run tells by its own means
+                if warns and isinstance(engine, EngineHandle):  # a run tells by its own means
                     warn_of_outage(engine)
                 if not still_wanted():
                     raise Interrupted("the task was cancelled")
 
-    def _collect(self, crowd: Crowd, rows: list[_Row], guard: _Guard) -> None:
+    def _collect(self, crowd: Crowd, rows: list[Row], guard: Guard) -> None:
         for number, value, reply in crowd.ended():
             row = rows[number]
             if reply is not None:
@@ -280,45 +309,13 @@ class Generate(Stage):
         segments = to_values(frame[SEGMENT_FIELD])
         return [f"{i}/{s}" for i, s in zip(ids, segments, strict=True)]
 
-    # --- merging ---------------------------------------------------------------------------------
-
-    def _merged(self, frame: Any, rows: list[_Row]) -> Any:
-        many = self.num_samples > 1
-        new: dict[str, Any] = {}
-        for place, (column, dtype) in enumerate(self.task.columns.items()):
-            pick = self._picker(place)
-            if many:
-                values: list[Any] = [self._samples(row, pick) for row in rows]
-                dtype = "list[string]"
-            else:
-                values = [None if row.value is None else pick(row.value) for row in rows]
-            new[column] = from_values(values, like=frame, dtype=COLUMN_DTYPES[dtype])
-        output = self.task.output
-        listed: Dtype = "list[string]" if many else "string"
-        errors = [self._errors(row) if many else (row.error and row.error.code) for row in rows]
-        new[f"{output}_error"] = from_values(errors, like=frame, dtype=listed)
-        calls = [row.call for row in rows]
-        new[f"{output}_call"] = from_values(calls, like=frame, dtype=listed)
-        return with_columns(frame, new)
-
-    def _picker(self, place: int) -> Callable[[Any], Any]:
-        single = len(self.task.columns) == 1
-        return (lambda value: value) if single else (lambda value: value[place])
-
-    def _samples(self, row: _Row, pick: Callable[[Any], Any]) -> list[Any]:
-        if row.value is None:
-            return [None] * self.num_samples
-        return [None if isinstance(v, RowError) else _written(pick(v)) for v in row.value]
-
-    def _errors(self, row: _Row) -> list[str | None]:
-        if row.error is not None:
-            return [row.error.code] * self.num_samples
-        return [v.code if isinstance(v, RowError) else None for v in row.value]
-
     def _note(
-        self, frame: Any, rows: list[_Row], asked: list[tuple[_Asked, Reply]], record: Record
+        self,
+        places: list[Place],
+        rows: list[Row],
+        asked: list[tuple[_Asked, Reply]],
+        record: Record,
     ) -> None:
-        places = record.places(frame)
         for (row_id, segment), row in zip(places, rows, strict=True):
             if row.error is not None:
                 record.dead.append(
@@ -335,14 +332,15 @@ class Generate(Stage):
                 record.counts[f"dead.{row.error.code}"] += 1
         servers = {each.url: each for each in self.config().endpoints}
         for one, reply in asked:
-            row = rows[one.row]
+            row, again = rows[one.row], record.known.again.get(places[one.row])
+            server = servers.get(reply.endpoint, self.endpoint)
             record.provenance.extend(
                 provenance_of(
                     places[one.row],
                     self.task.name,
                     one.request,
                     reply,
-                    cost=servers.get(reply.endpoint, self.endpoint).cost(reply.usage),
+                    cost=(server if again is None else again).cost(reply.usage),
                     outcome=outcome_of(self.task, row.error, row.call, reply),
                 )
             )
@@ -351,22 +349,3 @@ class Generate(Stage):
         counts["from_ledger"] += sum([reply.was_filed for reply in replies])
         for name in ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens"):
             counts[name] += sum([getattr(reply.usage, name) for reply in replies])
-
-
-def _written(value: Any) -> str | None:
-    """Write a sample's value as text; a list of lists would be no flat column."""
-    if isinstance(value, list | tuple):
-        return "\n".join(item or "" for item in value)
-    return value if value is None or isinstance(value, str) else str(value)
-
-
-class _Guard:
-    """Counts ended rows against the engine's failure rule, shared by all tasks of the worker."""
-
-    def __init__(self, task: Task | FlowTask, engine: Any) -> None:
-        self.task, self.engine = task, engine
-
-    def record(self, error: RowError | None) -> None:
-        ordinary = self.task.ordinary if isinstance(self.task, Task) else frozenset()
-        code = None if error is None or error.code in ordinary else error.code
-        self.engine.record_row(self.task.name, code)

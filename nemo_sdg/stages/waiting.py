@@ -5,8 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
+from nemo_sdg.errors import RowError
+from nemo_sdg.llm.archive import Archive
 from nemo_sdg.llm.worker import EngineHandle
+from nemo_sdg.tasks.task import FlowTask, Task
+
+_stays: ContextVar[bool] = ContextVar("nemo_sdg_stays", default=False)
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Keep the worker's thread while waiting: nothing else is to run beside this task."""
+    token = _stays.set(True)
+    try:
+        yield
+    finally:
+        _stays.reset(token)
 
 
 @contextmanager
@@ -15,6 +31,9 @@ def thread_given_back() -> Iterator[None]:
 
     Merging one partition at a time is what bounds memory, on a GPU most of all.
     """
+    if _stays.get():
+        yield
+        return
     try:
         from distributed import get_worker, rejoin, secede
 
@@ -65,3 +84,20 @@ def warn_of_outage(engine: EngineHandle) -> None:
             f"{config.max_outage_s:g} s"
         )
     engine.was_outage_told = is_down
+
+
+class Guard:
+    """Counts ended rows against the engine's failure rule, shared by all tasks of the worker."""
+
+    def __init__(self, task: Task | FlowTask, engine: EngineHandle | Archive) -> None:
+        self.task, self.engine = task, engine
+
+    def record(self, error: RowError | None) -> None:
+        """Count a row that ended.
+
+        Raises:
+            TooManyFailures: this row was one too many.
+        """
+        ordinary = self.task.ordinary if isinstance(self.task, Task) else frozenset()
+        code = None if error is None or error.code in ordinary else error.code
+        self.engine.record_row(self.task.name, code)

@@ -1,0 +1,86 @@
+"""Wait for tasks of a cluster, while folder, workers and progress are looked after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from nemo_sdg.errors import RunStopped
+from nemo_sdg.pipelines.owner import Lease
+from nemo_sdg.pipelines.progress import Gathered, Observer
+
+NO_WORKERS_S = 60.0
+"""Without any worker for this long the run stops, resumable, instead of waiting for ever."""
+
+_POLL_S = 0.25
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+class Died:
+    """In place of a result: the worker died whenever this was at work."""
+
+
+DIED = Died()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a run looks after while its tasks are at work."""
+
+    cluster: Any
+    lease: Lease
+    observer: Observer
+    gathered: Gathered
+
+    def results(
+        self,
+        keys: Iterable[_Key],
+        make: Callable[[_Key], Any],
+        is_guilty: Callable[[_Key], bool] = lambda key: True,
+    ) -> Iterator[tuple[_Key, Any]]:
+        """Compute what `make` returns for each key (a `Delayed`), and yield results as they come.
+
+        Dask blames every task of a worker that dies. One that is blamed too often gives `DIED`
+        where `is_guilty` says so, and is computed again otherwise.
+        """
+        chosen = list(keys)
+        futures = self.cluster.compute([make(key) for key in chosen])
+        waiting = dict(zip(chosen, futures, strict=True))
+        seen = time.monotonic()
+        try:
+            while waiting:
+                time.sleep(_POLL_S)
+                self.lease.check()
+                seen = self._seen(seen)
+                for key in [key for key, future in waiting.items() if future.done()]:
+                    future = waiting.pop(key)
+                    if not _was_blamed(future):
+                        yield key, future.result()
+                    elif is_guilty(key):
+                        yield key, DIED
+                    else:
+                        waiting[key] = self.cluster.compute(make(key))
+                self.observer.progress(self.gathered.state())
+        except BaseException:
+            self.cluster.cancel(list(waiting.values()))
+            raise
+
+    def _seen(self, before: float) -> float:
+        """Return when a worker was last there; stop the run after too long without any."""
+        now = time.monotonic()
+        if self.cluster.scheduler_info(n_workers=1)["workers"]:
+            return now
+        if now - before > NO_WORKERS_S:
+            raise RunStopped(
+                f"the cluster has had no worker for {NO_WORKERS_S:g} s; what is filed is safe: "
+                "run the same command again when it has some"
+            )
+        return before
+
+
+def _was_blamed(future: Any) -> bool:
+    from distributed.scheduler import KilledWorker
+
+    return future.status == "error" and isinstance(future.exception(), KilledWorker)
