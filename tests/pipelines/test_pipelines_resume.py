@@ -403,7 +403,7 @@ def test_a_run_outlives_the_death_of_a_process(
     rig.assert_equal_output(folder, undisturbed)
     asked = Counter(watch.keys())
     twice = [key for key, number in asked.items() if number > 1]
-    assert len(twice) <= 8  # those in flight of one of two engines
+    assert len(twice) <= 16  # those in flight: one engine may have leased all there are
     assert not set(twice) & observer.result
     rig.until(lambda: len(client.run(os.getpid)) == 2)
 
