@@ -286,18 +286,25 @@ class DocumentDataset:
         """Return the first rows as pandas; computes only the partitions they stand in."""
         import pandas as pd
 
-        taken = [_to_pandas(self._df._meta.iloc[:0])]
+        frame = self._as_pandas()
+        taken = [frame._meta.iloc[:0]]
         for number in range(self.npartitions):
             missing = n - sum(len(frame) for frame in taken)
             if missing <= 0:
                 break
-            taken.append(_to_pandas(self._df.partitions[number].compute().head(missing)))
+            taken.append(frame.partitions[number].compute().head(missing))
         filled = [frame for frame in taken if len(frame)] or taken[:1]
         return _renumbered(pd.concat(filled))
 
     def to_pandas(self) -> pd.DataFrame:
         """Compute all rows into one pandas frame; numbered anew where partitions number alike."""
-        return _renumbered(_to_pandas(self._df.compute()))
+        return _renumbered(self._as_pandas().compute())
+
+    def _as_pandas(self) -> Any:
+        # Where the partitions are: a client without a card, or without spilling, takes no cuDF.
+        if not is_cudf(self._df._meta):
+            return self._df
+        return self._df.map_partitions(_to_pandas, meta=_to_pandas(self._df._meta.iloc[:0]))
 
     def to_parquet(
         self, folder: str | os.PathLike[str], *, overwrite: bool = False

@@ -310,7 +310,7 @@ def _samples(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     taken: list[dict[str, Any]] = []
     each = -(-_SAMPLES // max(1, len(folders)))
     for task, folder in folders.items():
-        first = DocumentDataset.read(str(folder)).head(each)
+        first = DocumentDataset.read(str(folder), backend="pandas").head(each)
         taken += [{"task": task} | row for row in to_rows(first)]
         if len(taken) >= _SAMPLES:
             break
