@@ -275,8 +275,9 @@ class Chain:
         record.settle()
         counts.update(record.counts)
         record.dead += [self._poisonous(row_id) for row_id in lost]
-        counts[f"dead.{PoisonousRow.code}"] += len(lost)
-        counts["documents.empty"] += len(lost)
+        if lost:
+            counts[f"dead.{PoisonousRow.code}"] += len(lost)
+            counts["documents.empty"] += len(lost)
         counts["asked"] = len(asked)
         counts["segments"] = len(segments) + len(lost)  # one each: nothing could split them
         joined = JOINED_FIELD in kept.columns
