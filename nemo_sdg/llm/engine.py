@@ -102,6 +102,7 @@ class Engine:
         except NemoSdgError:
             self.ledger.close()
             raise
+        self.ledger.tidy()
 
     async def run(self) -> None:
         """Serve frames until the other side closes; then stop all requests and file what is due."""
@@ -151,25 +152,28 @@ class Engine:
         self._refreshed = time.monotonic()
 
     def _submit(self, session: int, stage: int, label: str, items: list[list[Any]]) -> None:
+        filed = iter(self._filed([key for item in items for key in item[1]]))
         for token, keys, kind, model, body, output_tokens in items:
             item = Item(tuple(keys), kind, model, body, output_tokens, session, stage, label)
-            self._take(item, token)
+            self._take(item, token, [next(filed) for _ in keys])
         self._pump()
 
-    def _take(self, item: Item, token: int) -> None:
-        if self.fatal is not None:
-            return
-        if self.ledger is not None:
+    def _filed(self, keys: list[str]) -> list[bytes | None]:
+        if self.ledger is not None and self.fatal is None:
             try:
-                filed = [self.ledger.get(key) for key in item.keys]
+                return self.ledger.get_many(keys)
             except NemoSdgError as error:
                 self._stop(error)
-                return
-            if all(filed):
-                self._has_answered = True
-                self.counts["from_ledger"] += 1
-                self.outbox.hand_over([(item.session, token)], True, filed, True)
-                return
+        return [None] * len(keys)
+
+    def _take(self, item: Item, token: int, filed: list[bytes | None]) -> None:
+        if self.fatal is not None:
+            return
+        if all(filed):
+            self._has_answered = True
+            self.counts["from_ledger"] += 1
+            self.outbox.hand_over([(item.session, token)], True, filed, True)
+            return
         known = self.open.get(item.keys)
         if known is not None:
             known.waiters.append((item.session, token))

@@ -2,12 +2,12 @@
 
     ledger = Ledger(folder, writer=True)
     ledger.put(entry(key, meta, body))      # returns once the operating system has it
-    ledger.get(key)                         # the entry's bytes, or None
+    ledger.get_many([key, other])           # the entries' bytes, or None
 
-It keeps raw replies, so that changed parsing and cleaning cost nothing. One JSON line an entry:
-`{"k":"<32 hex>","m":{what belongs to the call},"r":{the reply as it came}}`. Each writer has a
-file of its own, appended and never changed; readers take complete lines of all files, so a torn
-tail costs that line and nothing else.
+It keeps raw replies, so that changed parsing and cleaning cost nothing. Each writer appends JSON
+lines to a file of its own (`ledger_files`). A file that has grown, or whose writer is gone, is
+sealed: compressed, with a sorted index that is mapped (`ledger_segment`, `ledger_seal`); small
+sealed files are merged (`ledger_tidy`). Readers take sealed files and complete lines of open ones.
 
 Two guarantees: an answer counts only after it was handed to the operating system (no process kill
 loses it); the loss of a node costs at most what came after the last `sync`.
@@ -15,152 +15,102 @@ loses it); the loss of a node costs at most what came after the last `sync`.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import socket
-import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import orjson
+from nemo_sdg.errors import RunFolderError
+from nemo_sdg.llm.ledger_entry import (
+    KEY_AT,
+    entries_of,
+    entry,
+    is_whole,
+    key_of,
+    read_reply,
+    split_samples,
+)
+from nemo_sdg.llm.ledger_files import OPEN, LedgerFull, OpenFile, complete_lines, sync_folder
+from nemo_sdg.llm.ledger_index import SealedFiles
+from nemo_sdg.llm.ledger_segment import FORMAT_VERSION, SEALED
+from nemo_sdg.llm.ledger_tidy import SEAL_BYTES, Housekeeper, seal_own
 
-from nemo_sdg.errors import MalformedReply, RunFolderError, RunStopped
-from nemo_sdg.llm.request import Reply, Usage, read_body
+__all__ = [
+    "FORMAT_VERSION",
+    "Ledger",
+    "LedgerFull",
+    "entries_of",
+    "entry",
+    "read_reply",
+    "split_samples",
+]
 
-FORMAT_VERSION = 1
-_HEADER = b'{"format":"nemo_sdg ledger","v":%d}\n'
-_KEY_AT = slice(6, 38)
-_SCAN_BYTES = 1 << 20
 _MAX_HANDLES = 64
-"""Files of other writers that are held open; a folder has one for each engine there ever was."""
+"""Open files of writers that are held open for reading."""
+
+_TRIES = 10
+"""How often a folder that changes all the time is listed again."""
 
 
-class LedgerFull(RunStopped):
-    """The disk takes no more answers; those that are filed are safe."""
+class _Lines:
+    """What is known of an open file: how far it was read, and the keys found there."""
 
+    __slots__ = ("end", "keys", "path")
 
-def entry(key: str, meta: Mapping[str, Any], body: Mapping[str, Any]) -> bytes:
-    """Return the line of one sample."""
-    return orjson.dumps({"k": key, "m": meta, "r": body}) + b"\n"
-
-
-def split_samples(body: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Return one body a sample; tokens of the whole reply stand in the first alone.
-
-    Raises:
-        MalformedReply: the reply holds fewer samples than were asked for.
-    """
-    if count == 1:
-        return [dict(body)]
-    choices = body.get("choices") or []
-    if len(choices) < count:
-        raise MalformedReply(f"{count} samples were asked for, the reply holds {len(choices)}")
-    rest = {k: v for k, v in body.items() if k not in ("choices", "usage")}
-    in_order = sorted(choices, key=lambda choice: choice.get("index") or 0)
-    samples = [rest | {"choices": [choice]} for choice in in_order[:count]]
-    samples[0]["usage"] = body.get("usage")
-    return samples
-
-
-def entries_of(
-    keys: Sequence[str],
-    body: Mapping[str, Any],
-    *,
-    model: str,
-    endpoint: str,
-    attempts: int,
-    latency_s: float,
-) -> list[bytes]:
-    """Check a reply and return its lines, one for each key.
-
-    Raises:
-        MalformedReply: the reply is not what the protocol says, or lacks samples.
-    """
-    read_body(body)
-    try:
-        Usage.from_body(body.get("usage"))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise MalformedReply(f"the usage of the reply cannot be read: {error!r}") from None
-    meta = {
-        "model": model,
-        "endpoint": endpoint,
-        "attempts": attempts,
-        "latency_s": round(latency_s, 6),
-        "at": round(time.time(), 3),
-    }
-    samples = split_samples(body, len(keys))
-    return [entry(key, meta, sample) for key, sample in zip(keys, samples, strict=True)]
-
-
-def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:
-    """Put the samples of one request back together."""
-    decoded = [orjson.loads(line) for line in entries]
-    parts = [read_body(value["r"]) for value in decoded]
-    meta, body = decoded[0]["m"], decoded[0]["r"]
-    choices, embeddings = parts[0]
-    usage = Usage.from_body(body.get("usage"))
-    for value, (more, vectors) in zip(decoded[1:], parts[1:], strict=True):
-        choices, embeddings = choices + more, embeddings + vectors
-        usage += Usage.from_body(value["r"].get("usage"))
-    return Reply(
-        choices=choices,
-        embeddings=embeddings,
-        usage=usage,
-        model=str(body.get("model") or meta.get("model") or ""),
-        keys=tuple([value["k"] for value in decoded]),
-        endpoint=meta.get("endpoint", ""),
-        attempts=meta.get("attempts", 1),
-        latency_s=meta.get("latency_s", 0.0),
-        was_filed=was_filed,
-    )
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.end = 0
+        self.keys: list[bytes] = []
 
 
 class Ledger:
     """Answers in a folder, by key. Not safe for threads; safe for any number of processes.
 
+    `sync` and `refresh` may run in a thread while the owner does something else.
+
     Args:
         folder: made if missing, mode 0700.
         writer: whether `put` will be called; a reader makes no file.
-
         load: read what is there at once; without it `refresh` must be called first.
 
     Attributes:
         bytes_read: what has been read of the files so far, to tell that it goes on.
 
-    Memory: about 150 bytes an entry for the index. Opening reads every file once.
+    Memory: about 200 bytes an entry of open files, which are sealed at 4 MB; indexes of sealed
+    files are mapped. Opening reads open files once, and the indexes, 12 bytes an entry.
     """
 
     def __init__(self, folder: str | Path, *, writer: bool = False, load: bool = True) -> None:
         self.folder = Path(folder)
         self.bytes_read = 0
-        self._index: dict[bytes, tuple[int, int, int]] = {}
-        self._files: list[Path] = []
-        self._numbers: dict[Path, int] = {}
-        self._handles: OrderedDict[int, int] = OrderedDict()
-        self._ends: dict[Path, int] = {}
-        self._out: int | None = None
-        self._dirty = False
+        self._index: dict[bytes, tuple[_Lines, int, int]] = {}
+        self._open: dict[Path, _Lines] = {}
+        self._sealed = SealedFiles()
+        self._handles: OrderedDict[Path, int] = OrderedDict()
+        self._own: OpenFile | None = None
+        self._full: list[OpenFile] = []
+        self._name_is_new = False
+        self._housekeeper = Housekeeper(self.folder)
         try:
             if writer:
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if writer:
-                self._open_for_writing()
+                self._begin_file()
+                self._sync_name()
             if load:
                 self.refresh()
         except OSError as error:
+            self.close()
             raise self._unusable("opened", error) from None
         except RunFolderError:
             self.close()
             raise
 
     def __len__(self) -> int:
-        return len(self._index)
+        """Return the number of entries; a key that was filed in two files counts twice."""
+        return len(self._index) + len(self._sealed)
 
     def __contains__(self, key: str) -> bool:
-        return bytes.fromhex(key) in self._index
+        return self.get(key) is not None
 
     def get(self, key: str) -> bytes | None:
         """Return the entry of a key, or None where there is none that can be read.
@@ -168,21 +118,24 @@ class Ledger:
         Raises:
             RunFolderError: the file it stands in cannot be read any more.
         """
-        found = self._index.get(bytes.fromhex(key))
-        if found is None:
-            return None
-        number, offset, length = found
+        return self.get_many([key])[0]
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the entry of each key, or None where there is none that can be read.
+
+        One call for many keys: each sealed file is looked into once, and each block unpacked once.
+
+        Raises:
+            RunFolderError: a file that an entry stands in cannot be read any more.
+        """
         try:
-            line = os.pread(self._handle(number), length, offset)
+            try:
+                return self._found(keys)
+            except FileNotFoundError:  # sealed or merged meanwhile
+                self.refresh()
+                return self._found(keys)
         except OSError as error:
             raise self._unusable("read", error) from None
-        try:
-            read_body(orjson.loads(line)["r"])
-        except (orjson.JSONDecodeError, KeyError, MalformedReply):
-            # Damaged on disk: as if it had never been filed.
-            del self._index[bytes.fromhex(key)]
-            return None
-        return line
 
     def put(self, line: bytes) -> None:
         """Append an entry; when this returns, killing the process loses nothing.
@@ -194,28 +147,23 @@ class Ledger:
 
     def put_many(self, lines: Sequence[bytes]) -> None:
         """Append several entries with one call of the operating system; see `put`."""
-        if self._out is None:
+        own = self._own
+        if own is None:
             raise RunFolderError("this ledger was opened for reading")
-        number, end = self._own, self._ends[self._files[self._own]]
-        data = b"".join(lines)
-        try:
-            written = 0
-            while written < len(data):
-                written += os.write(self._out, data[written:])
-        except OSError as error:
-            os.ftruncate(self._out, end)
-            raise LedgerFull(
-                f"the answer cannot be filed ({error.strerror}) in {self.folder}; what is filed "
-                "is safe: make room and run the same command again"
-            ) from None
+        if own.end >= SEAL_BYTES or own.was_taken():
+            own = self._next_file(own)
+        at = own.end
+        own.append(b"".join(lines))
+        known = self._open[own.path]
+        known.end = own.end
         for line in lines:
-            self._index[bytes.fromhex(line[_KEY_AT].decode())] = (number, end, len(line))
-            end += len(line)
-        self._ends[self._files[number]] = end
-        self._dirty = True
+            key = bytes.fromhex(line[KEY_AT].decode())
+            known.keys.append(key)
+            self._index[key] = (known, at, len(line))
+            at += len(line)
 
     def refresh(self, *, max_bytes: int | None = None) -> bool:
-        """Take in what other writers have appended since.
+        """Take in what other writers have appended since, and what was sealed.
 
         Args:
             max_bytes: leave the rest for the next call once this much has been read.
@@ -228,115 +176,182 @@ class Ledger:
         """
         until = None if max_bytes is None else self.bytes_read + max_bytes
         try:
-            for path in sorted(self.folder.glob("*.jsonl")):
-                if self._out is not None and path == self._files[self._own]:
-                    continue
-                with contextlib.suppress(FileNotFoundError):  # a writer without entries took it
-                    if path.stat().st_size > self._ends.get(path, 0):
-                        self._scan(path, until)
-                if until is not None and self.bytes_read >= until:
+            for _ in range(_TRIES):
+                sealed, unsealed = self._listed()
+                is_done, is_stale = self._read(sealed, unsealed, until)
+                if not is_done:
                     return False
+                if not is_stale:
+                    break
         except OSError as error:
             raise self._unusable("read", error) from None
+        # Last, when all that took their place is known.
+        self._forget(sealed, unsealed)
         return True
 
     def entries(self) -> Iterator[bytes]:
-        """Yield every entry once."""
-        for key in list(self._index):
-            if line := self.get(key.hex()):
+        """Yield every entry once, those of damaged blocks left out."""
+        yield from self._sealed.entries()
+        for raw in list(self._index):
+            key = raw.hex()
+            is_new = self._sealed.get_many([key]) == [None]
+            if is_new and (line := self._from_open(key)) is not None:
                 yield line
 
     def sync(self) -> None:
-        """Force what was filed to the disk; a blocking call, cheap when nothing is new."""
-        if self._out is not None and self._dirty:
-            self._dirty = False
-            try:
-                os.fdatasync(self._out)
-            except OSError as error:
-                raise LedgerFull(
-                    f"the disk takes no more answers ({error.strerror}) in {self.folder}; make "
-                    "room and run the same command again"
-                ) from None
+        """Force what was filed to the disk; a blocking call, cheap when nothing is new.
+
+        Raises:
+            LedgerFull: the disk takes no more.
+        """
+        self._full = [file for file in self._full if not file.is_closed]
+        for file in [*self._full, *([self._own] if self._own else [])]:
+            file.sync()
+        self._sync_name()
+
+    def tidy(self) -> None:
+        """Seal what dead writers left and merge small files, in a thread, while this is open."""
+        self._housekeeper.tidy()
 
     def close(self) -> None:
-        """Sync and let go of all files. An own file without an entry is removed."""
-        self.sync()
-        if self._out is not None:
-            os.close(self._out)
-            path = self._files[self._own]
-            if self._ends[path] <= len(_HEADER % FORMAT_VERSION):
-                path.unlink(missing_ok=True)
-            self._out = None
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles.clear()
-
-    def _open_for_writing(self) -> None:
-        host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40]
-        path = self.folder / f"{host}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
-        self._out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        header = _HEADER % FORMAT_VERSION
-        os.write(self._out, header)
-        self._own = self._number(path)
-        self._ends[path] = len(header)
-        # Syncing a file does not sync its name: the loss of a node could take the whole file.
-        folder = os.open(self.folder, os.O_RDONLY)
+        """Sync, seal the own file and let go of all. An own file without an entry is removed."""
         try:
-            with contextlib.suppress(OSError):  # some network file systems cannot, and need not
-                os.fsync(folder)
+            self.sync()
+            self._housekeeper.close()
         finally:
-            os.close(folder)
+            own, self._own = self._own, None
+            if own is not None:
+                seal_own(own)
+            for handle in self._handles.values():
+                os.close(handle)
+            self._handles.clear()
 
-    def _number(self, path: Path) -> int:
-        if path not in self._numbers:
-            self._numbers[path] = len(self._files)
-            self._files.append(path)
-            self._ends[path] = 0
-        return self._numbers[path]
+    # --- writing ---------------------------------------------------------------------------------
 
-    def _handle(self, number: int) -> int:
-        handle = self._handles.get(number)
+    def _begin_file(self) -> OpenFile:
+        self._own = own = OpenFile(self.folder)
+        lines = self._open[own.path] = _Lines(own.path)
+        lines.end = own.end
+        self._name_is_new = True
+        return own
+
+    def _next_file(self, own: OpenFile) -> OpenFile:
+        """Begin another file, and have this one sealed beside the work."""
+        try:
+            made = self._begin_file()
+        except OSError as error:
+            raise LedgerFull(
+                f"the answer cannot be filed ({error.strerror}) in {self.folder}; what is filed is "
+                "safe: make room and run the same command again"
+            ) from None
+        self._full.append(own)
+        self._housekeeper.seal(own)
+        return made
+
+    def _sync_name(self) -> None:
+        if self._name_is_new:
+            self._name_is_new = False
+            sync_folder(self.folder)
+
+    # --- looking up ------------------------------------------------------------------------------
+
+    def _found(self, keys: Sequence[str]) -> list[bytes | None]:
+        if not self._index:
+            return self._sealed.get_many(keys)
+        found = [self._from_open(key) for key in keys]
+        left = [i for i, line in enumerate(found) if line is None]
+        sealed = self._sealed.get_many([keys[i] for i in left])
+        for i, entry_or_none in zip(left, sealed, strict=True):
+            found[i] = entry_or_none
+        return found
+
+    def _from_open(self, key: str) -> bytes | None:
+        raw = bytes.fromhex(key)
+        found = self._index.get(raw)
+        if found is None:
+            return None
+        lines, offset, length = found
+        line = os.pread(self._handle(lines.path), length, offset)
+        # To decode it costs as much as a checksum would: 2.4 and 2.1 microseconds for 2 KB.
+        if is_whole(line):
+            return line
+        del self._index[raw]  # damaged on disk: as if it had never been filed
+        return None
+
+    def _handle(self, path: Path) -> int:
+        handle = self._handles.get(path)
         if handle is None:
             while len(self._handles) >= _MAX_HANDLES:
                 os.close(self._handles.popitem(last=False)[1])
-            handle = self._handles[number] = os.open(self._files[number], os.O_RDONLY)
-        self._handles.move_to_end(number)
+            handle = self._handles[path] = os.open(path, os.O_RDONLY)
+        self._handles.move_to_end(path)
         return handle
+
+    # --- what stands in the folder ---------------------------------------------------------------
+
+    def _listed(self) -> tuple[list[Path], list[Path]]:
+        """Return sealed and open files, as two looks in a row agree on them.
+
+        A single look may see neither the open file that goes nor the sealed one that comes.
+        """
+        names = None
+        for _ in range(_TRIES):
+            before = names
+            try:
+                names = sorted(os.listdir(self.folder))
+            except FileNotFoundError:
+                names = []
+            if names == before:
+                break
+        assert names is not None
+        return (
+            [self.folder / name for name in names if name.endswith(SEALED)],
+            [self.folder / name for name in names if name.endswith(OPEN)],
+        )
+
+    def _read(
+        self, sealed: Sequence[Path], unsealed: Sequence[Path], until: int | None
+    ) -> tuple[bool, bool]:
+        """Read what is new; return whether that was all, and whether a file had gone meanwhile."""
+        is_stale = False
+        for path in [*sealed, *unsealed]:
+            try:
+                self._take_in(path, until)
+            except FileNotFoundError:  # sealed, merged or removed since it was listed
+                is_stale = True
+            if until is not None and self.bytes_read >= until:
+                return False, is_stale
+        return True, is_stale
+
+    def _take_in(self, path: Path, until: int | None) -> None:
+        if path.name.endswith(SEALED):
+            self.bytes_read += self._sealed.add(path)
+        elif self._own is None or path != self._own.path:
+            lines = self._open.get(path) or _Lines(path)
+            if path.stat().st_size > lines.end:
+                self._scan(lines, until)
+
+    def _scan(self, lines: _Lines, until: int | None) -> None:
+        self._open[lines.path] = lines
+        for offset, line in complete_lines(lines.path, lines.end):
+            self.bytes_read += offset + len(line) - lines.end
+            lines.end = offset + len(line)
+            if key := key_of(line):
+                lines.keys.append(key)
+                self._index[key] = (lines, offset, len(line))
+            if until is not None and self.bytes_read >= until:
+                break
+
+    def _forget(self, sealed: Sequence[Path], unsealed: Sequence[Path]) -> None:
+        """Let go of files that are not there any more."""
+        self._sealed.keep(sealed)
+        for path in self._open.keys() - set(unsealed):
+            lines = self._open.pop(path)
+            for key in lines.keys:
+                if key in self._index and self._index[key][0] is lines:
+                    del self._index[key]
+            if (handle := self._handles.pop(path, None)) is not None:
+                os.close(handle)
 
     def _unusable(self, what: str, error: OSError) -> RunFolderError:
         return RunFolderError(f"the ledger cannot be {what}: {error.strerror}: {self.folder}")
-
-    def _scan(self, path: Path, until: int | None) -> None:
-        with path.open("rb", buffering=_SCAN_BYTES) as file:
-            number = self._number(path)
-            offset = self._ends[path]
-            file.seek(offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break  # a torn tail, or a writer in the middle of a line: read it next time
-                if offset == 0:
-                    self._check_header(path, line)
-                elif line.startswith(b'{"k":"') and line.endswith(b"}\n"):
-                    try:
-                        key = bytes.fromhex(line[_KEY_AT].decode("ascii"))
-                    except ValueError:
-                        key = b""
-                    if len(key) == 16:
-                        self._index[key] = (number, offset, len(line))
-                offset += len(line)
-                self.bytes_read += len(line)
-                if until is not None and self.bytes_read >= until:
-                    break
-        self._ends[path] = offset
-
-    @staticmethod
-    def _check_header(path: Path, line: bytes) -> None:
-        try:
-            version = orjson.loads(line).get("v")
-        except (orjson.JSONDecodeError, AttributeError):
-            version = None
-        if version != FORMAT_VERSION:
-            raise RunFolderError(
-                f"{path} is no ledger of version {FORMAT_VERSION}; it was written by another "
-                "version of nemo_sdg, or is another file"
-            )

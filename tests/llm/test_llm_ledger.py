@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -55,6 +56,14 @@ def filed(folder: Path) -> dict[str, str]:
 
 def only_file(folder: Path) -> Path:
     (path,) = folder.glob("*.jsonl")
+    return path
+
+
+def left_open(folder: Path, lines: list[bytes]) -> Path:
+    """Write the file of a writer that was killed."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{socket.gethostname()}-1-{len(lines):08x}.jsonl"
+    path.write_bytes(b'{"format":"nemo_sdg ledger","v":1}\n' + b"".join(lines))
     return path
 
 
@@ -149,9 +158,10 @@ def test_two_writers_see_each_other(tmp_path: Path) -> None:
     one.put(line_of(3))
     two.refresh()
     assert two.get(key_of(3)) == line_of(3)
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
     one.close()
     two.close()
-    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    assert len(list(tmp_path.glob("*.jsonl.zst"))) == len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_writer_without_entries_leaves_no_file(tmp_path: Path) -> None:
@@ -161,7 +171,7 @@ def test_a_writer_without_entries_leaves_no_file(tmp_path: Path) -> None:
     two.refresh()
     two.put(line_of(1))
     two.close()
-    assert len(list(tmp_path.glob("*.jsonl"))) == 1
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def write_many(folder: Path, start: int) -> None:
@@ -192,12 +202,8 @@ def test_processes_write_at_the_same_time(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 def test_a_torn_tail_costs_its_own_line_alone(tmp_path_factory: Any, cut: int) -> None:
     folder = tmp_path_factory.mktemp("torn")
-    ledger = Ledger(folder, writer=True)
     lines = [line_of(i) for i in range(5)]
-    for line in lines:
-        ledger.put(line)
-    ledger.close()
-    path = only_file(folder)
+    path = left_open(folder, lines)
     data = path.read_bytes()
     kept = data[: max(0, len(data) - cut)]
     path.write_bytes(kept)
@@ -225,11 +231,7 @@ def test_a_tail_that_is_still_being_written_is_read_later(tmp_path: Path) -> Non
 def test_damage_in_the_middle_costs_two_lines_at_most(
     tmp_path: Path, damage: bytes, at: int
 ) -> None:
-    ledger = Ledger(tmp_path, writer=True)
-    for number in range(6):
-        ledger.put(line_of(number))
-    ledger.close()
-    path = only_file(tmp_path)
+    path = left_open(tmp_path, [line_of(number) for number in range(6)])
     lines = path.read_bytes().splitlines(keepends=True)
     lines[3] = lines[3][:at] + damage + lines[3][at + 1 :]
     path.write_bytes(b"".join(lines))
@@ -239,11 +241,7 @@ def test_damage_in_the_middle_costs_two_lines_at_most(
 
 
 def test_a_lost_line_break_costs_two_lines(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, writer=True)
-    for number in range(4):
-        ledger.put(line_of(number))
-    ledger.close()
-    path = only_file(tmp_path)
+    path = left_open(tmp_path, [line_of(number) for number in range(4)])
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].rstrip(b"\n")
     path.write_bytes(b"".join(lines))
@@ -251,9 +249,13 @@ def test_a_lost_line_break_costs_two_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")
-def test_a_full_disk_loses_nothing_that_was_filed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("room", "suffix"), [("room to seal", ".zst"), ("no room to seal", ".jsonl")]
+)
+def test_a_full_disk_loses_nothing_that_was_filed(tmp_path: Path, room: str, suffix: str) -> None:
     code = """
         import resource, signal, sys
+        from pathlib import Path
         from nemo_sdg.llm.ledger import Ledger, LedgerFull, entry
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         ledger = Ledger(sys.argv[1], writer=True)
@@ -268,11 +270,14 @@ def test_a_full_disk_loses_nothing_that_was_filed(tmp_path: Path) -> None:
             assert error.exit_code == 3
         for number in range(done):
             assert ledger.get(f"{number:032x}") is not None
+        assert next(Path(sys.argv[1]).glob("*.jsonl")).read_bytes().endswith(b"}\\n")
+        if sys.argv[2] == "no room to seal":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
         ledger.close()
         print(done)
     """
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), room],
         capture_output=True,
         text=True,
         check=True,
@@ -280,7 +285,7 @@ def test_a_full_disk_loses_nothing_that_was_filed(tmp_path: Path) -> None:
     done = int(ran.stdout)
     assert done == 6
     assert set(filed(tmp_path)) == {key_of(i) for i in range(done)}
-    assert only_file(tmp_path).read_bytes().endswith(b"}\n")
+    assert [path.suffix for path in tmp_path.iterdir()] == [suffix]
 
 
 def test_kill_9_loses_nothing_that_put_returned_for(tmp_path: Path) -> None:
@@ -290,7 +295,7 @@ def test_kill_9_loses_nothing_that_put_returned_for(tmp_path: Path) -> None:
             import sys
             from nemo_sdg.llm.ledger import Ledger, entry
             ledger = Ledger(sys.argv[1], writer=True)
-            file = open(ledger._files[0], "ab", buffering=1 << 24)
+            file = open(ledger._own.path, "ab", buffering=1 << 24)
             for number in range(100000):
                 line = entry(f"{{number:032x}}", {{}}, {{"choices": [{{"text": "x"}}]}})
                 {put}
@@ -361,8 +366,8 @@ def test_lines_are_plain_json_with_a_versioned_header(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, writer=True)
     ledger.put(line_of(7))
     ledger.sync()
-    ledger.close()
     head, line = map(orjson.loads, only_file(tmp_path).read_bytes().splitlines())
+    ledger.close()
     assert head == {"format": "nemo_sdg ledger", "v": 1}
     assert set(line) == {"k", "m", "r"}
     assert line["r"] == body_of("answer")
@@ -393,13 +398,25 @@ def test_more_files_than_may_be_open(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], check=True)
 
 
-def test_a_file_that_is_gone_is_one_plain_error(tmp_path: Path) -> None:
-    writer = Ledger(tmp_path, writer=True)
-    writer.put(line_of(1))
-    writer.close()
+def test_a_file_that_is_gone_is_as_if_it_had_never_been(tmp_path: Path) -> None:
+    path = left_open(tmp_path, [line_of(1)])
     reader = Ledger(tmp_path)
-    only_file(tmp_path).unlink()
-    with pytest.raises(RunFolderError, match="cannot be read"):
+    path.unlink()
+    assert reader.get(key_of(1)) is None
+    assert len(reader) == 0
+
+
+def test_a_file_that_cannot_be_read_is_one_plain_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_open(tmp_path, [line_of(1)])
+    reader = Ledger(tmp_path)
+
+    def broken(*_: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(RunFolderError, match="cannot be read: Input/output error"):
         reader.get(key_of(1))
 
 

@@ -1,0 +1,117 @@
+"""What the ledger files: one JSON line a sample, made of a reply and put together again.
+
+    lines = entries_of(request.keys(), body, model="m", endpoint=url, attempts=1, latency_s=0.4)
+    reply = read_reply(lines, was_filed=True)
+
+An entry is `{"k":"<32 hex>","m":{what belongs to the call},"r":{the reply as it came}}`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from nemo_sdg.errors import MalformedReply
+from nemo_sdg.llm.request import Reply, Usage, read_body
+
+KEY_AT = slice(6, 38)
+"""Where the key stands in a line."""
+
+
+def entry(key: str, meta: Mapping[str, Any], body: Mapping[str, Any]) -> bytes:
+    """Return the line of one sample."""
+    return orjson.dumps({"k": key, "m": meta, "r": body}) + b"\n"
+
+
+def split_samples(body: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return one body a sample; tokens of the whole reply stand in the first alone.
+
+    Raises:
+        MalformedReply: the reply holds fewer samples than were asked for.
+    """
+    if count == 1:
+        return [dict(body)]
+    choices = body.get("choices") or []
+    if len(choices) < count:
+        raise MalformedReply(f"{count} samples were asked for, the reply holds {len(choices)}")
+    rest = {k: v for k, v in body.items() if k not in ("choices", "usage")}
+    in_order = sorted(choices, key=lambda choice: choice.get("index") or 0)
+    samples = [rest | {"choices": [choice]} for choice in in_order[:count]]
+    samples[0]["usage"] = body.get("usage")
+    return samples
+
+
+def entries_of(
+    keys: Sequence[str],
+    body: Mapping[str, Any],
+    *,
+    model: str,
+    endpoint: str,
+    attempts: int,
+    latency_s: float,
+) -> list[bytes]:
+    """Check a reply and return its lines, one for each key.
+
+    Raises:
+        MalformedReply: the reply is not what the protocol says, or lacks samples.
+    """
+    read_body(body)
+    try:
+        Usage.from_body(body.get("usage"))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise MalformedReply(f"the usage of the reply cannot be read: {error!r}") from None
+    meta = {
+        "model": model,
+        "endpoint": endpoint,
+        "attempts": attempts,
+        "latency_s": round(latency_s, 6),
+        "at": round(time.time(), 3),
+    }
+    samples = split_samples(body, len(keys))
+    return [entry(key, meta, sample) for key, sample in zip(keys, samples, strict=True)]
+
+
+def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:
+    """Put the samples of one request back together."""
+    decoded = [orjson.loads(line) for line in entries]
+    parts = [read_body(value["r"]) for value in decoded]
+    meta, body = decoded[0]["m"], decoded[0]["r"]
+    choices, embeddings = parts[0]
+    usage = Usage.from_body(body.get("usage"))
+    for value, (more, vectors) in zip(decoded[1:], parts[1:], strict=True):
+        choices, embeddings = choices + more, embeddings + vectors
+        usage += Usage.from_body(value["r"].get("usage"))
+    return Reply(
+        choices=choices,
+        embeddings=embeddings,
+        usage=usage,
+        model=str(body.get("model") or meta.get("model") or ""),
+        keys=tuple([value["k"] for value in decoded]),
+        endpoint=meta.get("endpoint", ""),
+        attempts=meta.get("attempts", 1),
+        latency_s=meta.get("latency_s", 0.0),
+        was_filed=was_filed,
+    )
+
+
+def key_of(line: bytes) -> bytes | None:
+    """Return the key of a complete line, 16 bytes; None where it is no entry."""
+    if not (line.startswith(b'{"k":"') and line.endswith(b"}\n")):
+        return None
+    try:
+        key = bytes.fromhex(line[KEY_AT].decode("ascii"))
+    except ValueError:
+        return None
+    return key if len(key) == 16 else None
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line is JSON that holds a reply, and not what damage made of one."""
+    try:
+        read_body(orjson.loads(line)["r"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, MalformedReply):
+        return False
+    return True
