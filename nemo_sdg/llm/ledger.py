@@ -204,7 +204,6 @@ class Ledger:
         Raises:
             LedgerFull: the disk takes no more.
         """
-        self._full = [file for file in self._full if not file.is_closed]
         for file in [*self._full, *([self._own] if self._own else [])]:
             file.sync()
         self._sync_name()
@@ -237,6 +236,7 @@ class Ledger:
 
     def _next_file(self, own: OpenFile) -> OpenFile:
         """Begin another file, and have this one sealed beside the work."""
+        self._full = [*(file for file in self._full if not file.is_closed), own]
         try:
             made = self._begin_file()
         except OSError as error:
@@ -244,7 +244,6 @@ class Ledger:
                 f"the answer cannot be filed ({error.strerror}) in {self.folder}; what is filed is "
                 "safe: make room and run the same command again"
             ) from None
-        self._full.append(own)
         self._housekeeper.seal(own)
         return made
 
