@@ -15,6 +15,7 @@ loses it); the loss of a node costs at most what came after the last `sync`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -129,11 +130,11 @@ class Ledger:
             RunFolderError: a file that an entry stands in cannot be read any more.
         """
         try:
-            try:
-                return self._found(keys)
-            except FileNotFoundError:  # sealed or merged meanwhile
+            for _ in range(_TRIES):
+                with contextlib.suppress(FileNotFoundError):  # sealed or merged meanwhile
+                    return self._found(keys)
                 self.refresh()
-                return self._found(keys)
+            return self._found(keys)
         except OSError as error:
             raise self._unusable("read", error) from None
 

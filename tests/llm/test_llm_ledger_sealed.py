@@ -242,7 +242,9 @@ def test_a_writer_seals_what_has_grown_and_others_find_it(
             assert reader.get_many([key_of(j) for j in range(i + 1)]) == lines[: i + 1]
     writer._housekeeper.close()
     assert len(list(tmp_path.glob("*.jsonl"))) == 1
-    assert 1 <= len(list(tmp_path.glob("*.jsonl.zst"))) <= 2 * ledger_tidy.FAN
+    assert len(list(tmp_path.glob("*.jsonl.zst"))) >= 1
+    ledger_tidy.tidy(tmp_path)  # what was given up when the writer's housekeeper ended
+    assert len(list(tmp_path.glob("*.jsonl.zst"))) <= 2 * ledger_tidy.FAN
     # Before it looks again, the reader knows files that are gone.
     assert reader.get_many([key_of(j) for j in range(200)])[:181] == lines[:181]
     reader.refresh()
