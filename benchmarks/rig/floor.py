@@ -110,7 +110,8 @@ async def _run(
     async def line(session: aiohttp.ClientSession) -> None:
         nonlocal right
         for body in todo:
-            right += await ask(session, body)
+            is_right = await ask(session, body)  # in a sum, the others' would be lost
+            right += is_right
 
     async with aiohttp.ClientSession(
         headers={"Content-Type": "application/json"},
