@@ -33,7 +33,7 @@ docs: $(STAMP)
 	@$(BIN)/python ci/docs.py
 
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	@for script in benchmarks/*.py; do $(BIN)/python $$script $(if $(QUICK),--quick); done
 
 clean:
 	rm -rf $(VENV) $(DEMO_RUN) build *.egg-info

@@ -125,7 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--quick", action="store_true", help="a second a line")
     options = parser.parse_args()
+    options.seconds = 1.0 if options.quick else options.seconds
     with raw_server() as url:
         for load in ("none", "parse", "parse and a busy thread"):
             for place in ("thread", "process"):

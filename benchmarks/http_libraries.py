@@ -147,7 +147,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--quick", action="store_true", help="a second a line")
     options = parser.parse_args()
+    options.seconds = 1.0 if options.quick else options.seconds
     loops: dict[str, Callable[[Any], Any]] = {"asyncio": asyncio.run}
     try:
         import uvloop

@@ -167,7 +167,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, default=20.0)
     parser.add_argument("--slow-megabytes", type=float, default=4.0)
+    parser.add_argument("--quick", action="store_true", help="2 MB, 1 MB for the slow ways")
     options = parser.parse_args()
+    if options.quick:
+        options.megabytes, options.slow_megabytes = 2.0, 1.0
 
     began = time.perf_counter()
     parts = paragraphs()
