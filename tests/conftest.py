@@ -5,6 +5,8 @@ Engines are child processes that outlive a test on purpose; they are closed when
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -14,7 +16,12 @@ from typing import Any
 
 import pytest
 
+HUNG_AFTER_S = 300.0
+"""No test takes so long. pytest-timeout ends one by an exception, once, which a process that hangs
+in a clean-up or holds the interpreter lock does not hear."""
+
 ROOT = Path(__file__).parent.parent
+_STDERR = pytest.StashKey[int]()
 ARTICLES = ROOT / "examples" / "data" / "articles-en.jsonl"
 
 
@@ -77,6 +84,21 @@ def _own_tasks_end() -> Iterator[None]:
     for known, before in ((registry._tasks, tasks), (registry._from_file, of_files)):
         for name in set(known) - set(before):
             del known[name]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the real standard error: pytest puts a file in its place."""
+    config.stash[_STDERR] = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """End the whole run, and print where every thread is, if a test hangs for good."""
+    faulthandler.dump_traceback_later(HUNG_AFTER_S, exit=True, file=item.config.stash[_STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
