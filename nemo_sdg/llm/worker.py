@@ -221,17 +221,24 @@ class EngineHandle:
     # --- answers ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        while (frame := receive_frame(self._connection)) is not None:
-            match frame:
-                case ["done", done]:
-                    self._hand_out(done)
-                case ["state", state, counts, report, sent_s]:
-                    self.state, self.counts = state, counts
-                    self._renew(report, sent_s)
-                case ["fatal", error]:
-                    self._fail(pickle.loads(error))
-        self._fail(EngineLost("the engine's process ended; run the same command again"))
+        lost: NemoSdgError = EngineLost("the engine's process ended; run the same command again")
+        try:
+            while (frame := receive_frame(self._connection)) is not None:
+                self._take(frame)
+        except Exception as error:  # noqa: BLE001 - without this thread every task waits for good
+            lost = EngineLost(f"what the engine sent was not understood: {error!r}")
+        self._fail(lost)
         self._desk.leave(self._book, self._name)  # or what it held would be missing to the others
+
+    def _take(self, frame: list[Any]) -> None:
+        match frame:
+            case ["done", done]:
+                self._hand_out(done)
+            case ["state", state, counts, report, sent_s]:
+                self.state, self.counts = state, counts
+                self._renew(report, sent_s)
+            case ["fatal", error]:
+                self._fail(pickle.loads(error))
 
     def _is_tail(self) -> bool:
         """Say whether no partition waits to be let in, and none came for a while."""

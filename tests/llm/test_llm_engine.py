@@ -918,6 +918,18 @@ def test_kill_9_of_the_engine_loses_no_answer_that_was_handed_out(tmp_path: Path
         assert len(server.log) == 200 - filed
 
 
+def test_an_answer_that_is_not_understood_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: EngineHandle, done: list[Any]) -> None:
+        raise KeyError(len(done))
+
+    monkeypatch.setattr(EngineHandle, "_hand_out", broken)
+    with ScriptedEndpoint(**ECHO) as server, engine(server.url) as handle:
+        with handle.session() as session, pytest.raises(EngineLost, match="KeyError"):
+            session.submit([(0, ask("a"))])
+            session.wait(5)
+        assert not handle.is_alive
+
+
 @pytest.mark.row("F1")
 @pytest.mark.row("M15")
 def test_the_key_is_in_no_file_no_frame_and_no_error(
