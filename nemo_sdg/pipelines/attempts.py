@@ -9,13 +9,26 @@ A mark counts the starts. Whatever ends, well or by an exception, takes its mark
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from nemo_sdg.pipelines.folder import RunFolder
+from nemo_sdg.pipelines.owner import has_ended
 
 MOST_STARTS = 3
 """A part that was started so often and never ended is made alone."""
+
+SETTLE_S = 0.5
+"""What a process that follows a dead one waits before its first piece of work. The nanny of
+distributed 2026.7 gives up a worker for good that dies within some 50 ms of its start, as one does
+that goes on at once with what its forerunner died of."""
+
+_settling = threading.Lock()
+_is_settled = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +60,10 @@ class Attempt:
         return found.get("run") == self.run or found.get("times", 0) > 1
 
     def __enter__(self) -> None:
+        _settle(self.folder)
         mark = {"fingerprint": self.fingerprint, "run": self.run, "times": self.times + 1}
-        self.folder.write_json(self._path, mark)
+        here = {"host": socket.gethostname(), "pid": os.getpid()}
+        self.folder.write_json(self._path, mark | here)
 
     def __exit__(self, *_: object) -> None:
         self.clear()
@@ -56,3 +71,24 @@ class Attempt:
     def clear(self) -> None:
         """Forget the starts."""
         (self.folder.path / self._path).unlink(missing_ok=True)
+
+
+def _settle(folder: RunFolder) -> None:
+    global _is_settled
+    if _is_settled:
+        return
+    with _settling:
+        if not _is_settled and _has_lost_a_process(folder):
+            time.sleep(SETTLE_S)
+        _is_settled = True
+
+
+def _has_lost_a_process(folder: RunFolder) -> bool:
+    """Say whether a mark was left behind on this machine."""
+    for path in (folder.path / "state").glob("*/*.json"):
+        if path.name.startswith("part-"):
+            continue
+        mark = folder.read_json(str(path.relative_to(folder.path))) or {}
+        if has_ended(mark):
+            return True
+    return False

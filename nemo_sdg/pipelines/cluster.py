@@ -21,6 +21,11 @@ from nemo_sdg.pipelines.recipe import Recipe
 ALLOWED_FAILURES = 100
 """Worker deaths before Dask blames a task; a death blames every task the worker had."""
 
+_LOST_AFTER = {"distributed.deploy.lost-worker-timeout": "1 hour"}
+"""A local cluster looks that long after a worker's death whether its name is back, and gives the
+worker up for good if it is not. The default of 15 s hits one that dies of one row after another
+(`nemo_sdg.pipelines.poison`) at a moment between two lives."""
+
 POOL_SHARE = 0.25
 """Share of a GPU's memory that a worker's pool begins with; it grows as frames come in."""
 
@@ -45,11 +50,13 @@ def open_cluster(
         ConfigurationError: no scheduler answers, or worker processes cannot start.
     """
     import dask
+    from distributed import Client, LocalCluster
 
     if client is not None:
-        yield client
+        is_local = isinstance(getattr(client, "cluster", None), LocalCluster)
+        with dask.config.set(_LOST_AFTER if is_local else {}):
+            yield client
         return
-    from distributed import Client
 
     if recipe.scheduler:
         with _connected(recipe.scheduler) as connected:
@@ -60,6 +67,7 @@ def open_cluster(
         "distributed.admin.large-graph-warning-threshold": "100MB",
         # Waiting is what tasks do here: an event loop that answers late is no reason to warn.
         "distributed.worker.profile.enabled": False,
+        **_LOST_AFTER,
     }
     with (
         dask.config.set(settings),

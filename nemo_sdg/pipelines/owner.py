@@ -158,17 +158,21 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _seems_alive(owner: dict[str, Any]) -> bool:
-    if time.time() - float(owner.get("at", 0)) > STALE_S:
+    is_recent = time.time() - float(owner.get("at", 0)) <= STALE_S
+    return is_recent and not has_ended(owner)
+
+
+def has_ended(process: dict[str, Any]) -> bool:
+    """Say whether a process of this machine, given as "host" and "pid", is there no more."""
+    if process.get("host") != socket.gethostname():
         return False
-    if owner.get("host") != socket.gethostname():
-        return True
     try:
-        os.kill(int(owner["pid"]), 0)
+        os.kill(int(process["pid"]), 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
         return True
-    return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _every(seconds: float, stop: threading.Event, call: Callable[[], None]) -> None:

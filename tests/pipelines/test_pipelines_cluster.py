@@ -7,9 +7,11 @@ import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import dask
 import pandas as pd
 import pytest
-from distributed import LocalCluster
+from dask.utils import parse_timedelta
+from distributed import Client, LocalCluster
 
 from nemo_sdg.errors import ConfigurationError
 from nemo_sdg.llm.endpoint import Endpoint
@@ -54,6 +56,31 @@ def test_gpus_get_a_worker_each_with_a_pool_that_spills(monkeypatch, recipe, end
     assert asked["spill"] is True
     # Four GPUs, but two requests at a time: two workers of one thread.
     assert [worker["nthreads"] for worker in workers] == [1, 1]
+
+
+def test_a_local_cluster_gives_up_no_worker_that_dies_often(recipe, endpoint):
+    """Otherwise the search for a poisonous row may lose them all: it takes a death a second."""
+
+    def patience() -> float:
+        given = dask.config.get("distributed.deploy.lost-worker-timeout")
+        return parse_timedelta(given)
+
+    with (
+        LocalCluster(
+            n_workers=1,
+            processes=False,
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        ) as local,
+        Client(local) as mine,
+        Client(local.scheduler_address) as connected,
+    ):
+        usual = patience()
+        with cluster.open_cluster(recipe, endpoint, mine):
+            assert patience() >= 3600
+        with cluster.open_cluster(recipe, endpoint, connected):
+            assert patience() == usual  # whoever started it replaces the workers that are lost
+    assert patience() == usual < 60
 
 
 def test_without_dask_cuda_the_extra_is_named(monkeypatch, recipe, endpoint):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pandas as pd
@@ -14,6 +16,7 @@ import run_rig as rig
 
 from nemo_sdg.llm.faults import lognormal
 from nemo_sdg.llm.scripted import ScriptedEndpoint
+from nemo_sdg.pipelines import attempts
 from nemo_sdg.pipelines.attempts import MOST_STARTS, Attempt
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.recipe import Recipe
@@ -96,6 +99,7 @@ def test_a_poisonous_row_is_a_dead_letter_and_its_neighbours_keep_their_answers(
     assert list(data["answer"]) == [rig.text_of(i) for i in range(NUM_DOCUMENTS) if i != POISON]
     assert any("poisonous" in note for note in observer.notes)
     assert not before & pids(client), "workers did die"
+    rig.until(lambda: len(pids(client)) == 2)
     asked = Counter(rig.key_of(e.body) for e in rig.asked(server.log)[logged:])
     # Asked again is only what was in flight when a worker died for the first times.
     assert len(asked) == NUM_DOCUMENTS and asked.total() <= NUM_DOCUMENTS * 4
@@ -155,6 +159,29 @@ def test_marks_outlive_everything(
     result = run(recipe, folder, client=client)
     assert result.counts["plain"]["dead.poisonous"] == 1
     assert result.counts["plain"]["kept"] == NUM_DOCUMENTS - 1
+
+
+def test_who_follows_a_dead_process_waits_before_its_first_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(attempts.time, "sleep", waits.append)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+
+    def begin(run: str, pid: int) -> None:
+        folder = RunFolder(tmp_path / run)
+        mark = {"fingerprint": "f", "run": run, "times": 1, "host": gethostname(), "pid": pid}
+        folder.write_json("state/t/started-00001.json", mark)
+        monkeypatch.setattr(attempts, "_is_settled", False)
+        for number in (2, 3):
+            with Attempt(folder=folder, name=f"t/{number}", fingerprint="f", run=run):
+                pass
+
+    begin("alone", os.getpid())
+    assert waits == []
+    begin("follows", gone.pid)
+    assert waits == [attempts.SETTLE_S]
 
 
 def test_an_attempt_counts_what_never_ended(tmp_path: Path) -> None:
