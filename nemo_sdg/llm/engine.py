@@ -22,11 +22,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from nemo_sdg.errors import (
-    NemoSdgError,
-    RequestError,
-    RunStopped,
-)
+from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
 from nemo_sdg.llm.backlog import Backlog, Item
 from nemo_sdg.llm.engine_config import EngineConfig
 from nemo_sdg.llm.fleet import Fleet
@@ -152,6 +148,7 @@ class Engine:
         self._refreshed = time.monotonic()
 
     def _submit(self, session: int, stage: int, label: str, items: list[list[Any]]) -> None:
+        self.outbox.flush()  # or what has just been answered would be asked again
         filed = iter(self._filed([key for item in items for key in item[1]]))
         for token, keys, kind, model, body, output_tokens in items:
             item = Item(tuple(keys), kind, model, body, output_tokens, session, stage, label)
@@ -259,8 +256,7 @@ class Engine:
         if sent.code == CANCELLED:
             replica.abandoned(time.monotonic(), sent.flight)
         if not task.cancelled() and (error := task.exception()) is not None:
-            words = self.fleet.scrub(f"{type(error).__name__}: {error}")
-            self._stop(NemoSdgError(f"the engine has a defect: {words}"))
+            self.has_defect(error)
         if replica.in_flight >= replica.slots:
             self._tell_soon()  # it held more than its lease, and others wait for what is free now
         self._pump()
@@ -368,6 +364,11 @@ class Engine:
         wanted = self.in_flight + len(self.backlog) + len(self._later)
         report = self.fleet.report(wanted=wanted)
         self.outbox.send("state", state, dict(self.counts), report, time.monotonic())
+
+    def has_defect(self, error: BaseException) -> None:
+        """End the engine for what nothing has handled: those who wait for answers must hear."""
+        words = self.fleet.scrub(f"{type(error).__name__}: {error}")
+        self._stop(NemoSdgError(f"the engine has a defect: {words}"))
 
     def _stop(self, error: NemoSdgError) -> None:
         """End the whole engine: the error is everybody's."""

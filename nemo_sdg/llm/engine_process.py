@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import sys
+from functools import partial
 from typing import Any
 
 from nemo_sdg.errors import NemoSdgError
@@ -36,11 +37,20 @@ async def serve(connection: socket.socket) -> None:
             await reader.read()
             return
         writer.write(write_frame(["ready"]))
+        asyncio.get_running_loop().set_exception_handler(partial(_unhandled, engine))
         await engine.run()
     finally:
         with contextlib.suppress(ConnectionError, OSError):
             writer.close()
             await writer.wait_closed()
+
+
+def _unhandled(engine: Engine, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Take what a timer or a task raised for the engine's end; what a connection did is its own."""
+    loop.default_exception_handler(context)
+    error = context.get("exception")
+    if error is not None and "transport" not in context:
+        engine.has_defect(error)
 
 
 def run_in_loop(connection: socket.socket) -> None:

@@ -38,10 +38,12 @@ from nemo_sdg.errors import (
     CredentialError,
     EndpointDown,
     Interrupted,
+    NemoSdgError,
     TooManyFailures,
     Unauthorized,
     UnknownModel,
 )
+from nemo_sdg.llm import outbox
 from nemo_sdg.llm.endpoint import Timeouts
 from nemo_sdg.llm.engine_config import EngineConfig, in_run
 from nemo_sdg.llm.ledger import Ledger, LedgerFull
@@ -916,6 +918,39 @@ def test_kill_9_of_the_engine_loses_no_answer_that_was_handed_out(tmp_path: Path
         with engine(server.url, ledger=tmp_path) as handle:
             assert len(texts(answers(handle, requests))) == 200
         assert len(server.log) == 200 - filed
+
+
+def test_what_was_answered_a_moment_ago_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "GATHER_S", 1.0)  # answers wait so long to be filed together
+    with ScriptedEndpoint(**ECHO) as server, engine(server.url, ledger=tmp_path) as handle:
+        with handle.session() as first, handle.session() as second:
+            first.submit([(0, ask("a"))])
+            while not any(entry.end_s for entry in server.log.entries):
+                time.sleep(0.01)
+            time.sleep(0.1)  # the answer is in the engine
+            second.submit([(0, ask("a"))])
+            collect(first, 1), collect(second, 1)
+        assert len(server.log) == 1
+
+
+def test_a_defect_in_a_timer_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("defect")
+
+    monkeypatch.setattr(Ledger, "put_many", broken)
+    with (
+        ScriptedEndpoint(**ECHO) as server,
+        engine(server.url, ledger=tmp_path) as handle,
+        handle.session() as session,
+        pytest.raises(NemoSdgError, match="KeyError"),
+    ):
+        session.submit([(0, ask("a"))])
+        session.wait(5)
+    assert "flush" in caplog.text, "where it happened is in the log"
 
 
 def test_an_answer_that_is_not_understood_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
