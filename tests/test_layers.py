@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "nemo_sdg"
 LAYERS = ("errors", "data", "text", "llm", "tasks", "stages", "pipelines", "cli")
-BESIDE = {"curator": "cli", "__main__": "cli"}  # may import what the layer named may
+BESIDE = {
+    "checks": "errors",
+    "curator": "cli",
+    "__main__": "cli",
+}  # may import what the layer named may
 HTTP_LIBRARIES = frozenset(
     {
         "aiohttp",

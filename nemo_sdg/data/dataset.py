@@ -37,6 +37,11 @@ class DocumentDataset:
 
     def __init__(self, df: Any) -> None:
         """Wrap a Dask frame, as `from_dask` does."""
+        if df is not None and not hasattr(df, "npartitions"):
+            raise DataError(
+                f"a DocumentDataset wraps a Dask frame, not a {type(df).__name__}; "
+                "from_pandas takes a pandas frame, read_json and read_parquet read files"
+            )
         self._df = df
         self._source: Source | None = None
         self._resize: tuple[dict[str, Any], ...] = ()
@@ -166,6 +171,8 @@ class DocumentDataset:
         import dask
         import dask.dataframe as dd
 
+        if not hasattr(df, "iloc"):
+            raise DataError(f"from_pandas takes a pandas frame, not a {type(df).__name__}")
         if npartitions < 1:
             raise DataError(f"npartitions must be 1 or more, not {npartitions}.")
         rows = declared(df)

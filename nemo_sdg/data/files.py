@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from nemo_sdg.checks import expect
 from nemo_sdg.errors import DataError
 
 FileFormat = Literal["jsonl", "parquet"]
@@ -83,7 +84,10 @@ def find_files(
     Raises:
         DataError: nothing matches, formats are mixed, or a folder holds an unfinished write.
     """
+    expect(input_files, str | os.PathLike | Iterable, "input files")
     entries = [input_files] if isinstance(input_files, str | os.PathLike) else list(input_files)
+    for entry in entries:
+        expect(entry, str | os.PathLike, "input files: each")
     if not entries:
         raise DataError("No input files are named.")
     found: dict[str, SourceFile] = {}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from nemo_sdg.checks import check_fields
 from nemo_sdg.errors import ConfigurationError, CredentialError
 from nemo_sdg.llm import credentials
 from nemo_sdg.llm.request import Usage
@@ -53,6 +54,9 @@ class Timeouts:
     first_byte_s: float = 120.0
     between_bytes_s: float = 60.0
     total_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,7 @@ class Endpoint:
     allow_http_key: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         try:
             parts = urlsplit(self.url)
             is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

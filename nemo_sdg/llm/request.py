@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import orjson
 
+from nemo_sdg.checks import check_fields, expect
 from nemo_sdg.errors import (
     AnswerError,
     BadRequest,
@@ -78,6 +79,7 @@ class Sampling:
     _fingerprint: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         # Made once: a task's sampling is part of every key and every row of provenance.
         names = [f.name for f in fields(self) if f.init and f.name != "n"]
         values = ((name, getattr(self, name)) for name in names)
@@ -112,6 +114,10 @@ class Request:
     sampling: Sampling = Sampling()
     kind: Kind = "chat"
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.messages) is not tuple:  # made for every row: the rest goes unchecked
+            expect(self.messages, tuple[Message, ...], "Request: messages")
 
     def stamped(self, *, model: str, seed: int) -> Request:
         """Return the request as it will be asked: model filled in, seed where one is of use."""

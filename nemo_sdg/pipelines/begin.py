@@ -216,17 +216,13 @@ def announce(job: Job, endpoint: Endpoint, planned: Estimate, observer: Observer
     """Say the one line before the first request, and ask where a run is large."""
     about = "" if planned.is_exact else "about "
     cost = planned.cost_at_most(endpoint)
-    price = (
-        "cost unknown (no price given)"
-        if cost is None
-        else f"cost at most {cost:,.2f} without second tries"
-    )
+    price = "cost unknown (no price given)" if cost is None else f"cost at most {cost:,.2f}"
     tokens = f"{about}{planned.input_tokens:,} tokens in"
     if planned.output_tokens_at_most is not None:
         tokens += f", at most {planned.output_tokens_at_most:,} out"
     observer.announce(
         f"{about}{planned.rows:,} rows, {about}{planned.requests:,} requests, {tokens}, "
-        f"model {endpoint.model or 'from a column'} at {endpoint.host}, {price}"
+        f"model {endpoint.model or 'from a column'} at {endpoint.host}, {price}; second tries come on top"
     )
     if job.chains[0].tokenizer.estimated:
         observer.note(

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nemo_sdg.checks import expect
 from nemo_sdg.errors import Interrupted, RecipeError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.pipelines.begin import ASK_ABOVE_REQUESTS, asking, check_identity, named_endpoint
@@ -66,6 +67,8 @@ def plan(
         ConfigurationError: what the run would raise before its first request.
         RunStopped: in a pilot, as a run.
     """
+    expect(recipe, Recipe, "plan: recipe")
+    expect(pilot, int, "plan: pilot")
     observer = observer or Quiet()
     if not pilot:
         if output is not None:

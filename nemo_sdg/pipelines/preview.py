@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nemo_sdg.checks import expect
 from nemo_sdg.data.frames import to_rows
 from nemo_sdg.pipelines.begin import asking
 from nemo_sdg.pipelines.chain import Chain
@@ -25,6 +26,7 @@ def preview(
     Returns:
         One dict a row: `task`, `id`, `source` (None for tasks without input), `output`, `error`.
     """
+    expect(recipe, Recipe, "preview: recipe")
     # A preview with `limit` sees the rows that the run will see, at their own ids.
     limit = min(rows, recipe.limit or rows)
     with asking(recipe, output, Quiet(), limit=limit, workers=1) as (job, _):

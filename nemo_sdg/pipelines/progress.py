@@ -15,6 +15,8 @@ from nemo_sdg.pipelines.tally import added, tallied
 TOPIC = "nemo-sdg-progress"
 PUBLISH_S = 0.5
 _RATE_WINDOW_S = 10.0
+_LEAST_WINDOW_S = 1.5
+"""Of a shorter time the rate says nothing about the time left: answers found come all at once."""
 _RETRIES = "retries."
 
 
@@ -187,7 +189,7 @@ class Gathered:
             output_tokens=counts["output_tokens"],
             errors=counts["errors"],
             seconds=now - self.started,
-            seconds_left=self._seconds_left(done, rate),
+            seconds_left=self._seconds_left(done, rate) if passed_s >= _LEAST_WINDOW_S else None,
             note=notes[0] if notes else "",
             output_tokens_per_s=(tokens - tokens_then) / passed_s if passed_s else 0.0,
             cost=counts["cost"] if self.is_priced and not counts["unpriced"] else None,

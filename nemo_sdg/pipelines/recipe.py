@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError
 from pydantic import model_validator as validated
 
+from nemo_sdg.checks import expect
 from nemo_sdg.errors import RecipeError
 from nemo_sdg.llm.endpoint import DIALECTS, Endpoint, Timeouts
 from nemo_sdg.pipelines.problems import Problems, WrongRecipe, did_you_mean, problems_of
@@ -312,6 +313,7 @@ def load_recipe(path: str | os.PathLike[str], **overrides: Any) -> Recipe:
     """
     from nemo_sdg.pipelines.recipe_yaml import read_recipe
 
+    expect(path, str | os.PathLike, "load_recipe: path")
     if not os.path.exists(path):
         raise RecipeError(
             f"there is no recipe {path}: check the path, or write one to begin with by "

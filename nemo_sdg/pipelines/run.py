@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nemo_sdg.checks import expect
 from nemo_sdg.pipelines.begin import bind, check_identity, open_endpoint, prepare
 from nemo_sdg.pipelines.ending import ended_by_sigterm, ends_noted
 from nemo_sdg.pipelines.folder import RunFolder
@@ -59,6 +60,8 @@ def run(
         ConfigurationError: before anything is spent.
         RunStopped: it can be resumed: outage, too many failures, interruption, full disk.
     """
+    expect(recipe, Recipe, "run: recipe")
+    expect(output, str | Path, "run: output")
     observer = observer or Quiet()
     folder = RunFolder.at(output, recipe.format)
     started = time.perf_counter()

@@ -19,6 +19,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
+from nemo_sdg.checks import check_fields
 from nemo_sdg.data.backend import Dtype, to_array, to_values
 from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.errors import DataError
@@ -148,6 +149,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Dtype]) -> pa
 class Stage(ABC):
     """A step over rows. Subclasses are frozen dataclasses with `apply` and `meta`."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @abstractmethod
     def apply(self, frame: Any, record: Record | None = None) -> Any:
         """Return the new frame; the one handed in stays as it is."""
@@ -166,6 +170,11 @@ class Stage(ABC):
             return data.apply(_apply, meta=self.meta(data.df._meta), stage=self)
         if hasattr(data, "map_partitions"):
             return data.map_partitions(_apply, meta=self.meta(data._meta), stage=self)
+        if not hasattr(data, "columns"):
+            raise DataError(
+                f"{type(self).__name__} works on a DocumentDataset, a Dask frame or a data frame, "
+                f"not on a {type(data).__name__}"
+            )
         return self.apply(data)
 
 

@@ -111,6 +111,7 @@ class Generate(Stage):
     replays: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.replays and self.ledger is None:
             raise ConfigurationError("without a ledger there is nothing to replay")
         for name in ("ledger", "tries"):  # workers may have been started in another folder

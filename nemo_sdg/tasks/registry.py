@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import cloudpickle
 
+from nemo_sdg.checks import expect
 from nemo_sdg.errors import ConfigurationError, RecipeError
 from nemo_sdg.llm.request import derive_seed
 from nemo_sdg.tasks.task import FlowTask, Task
@@ -60,6 +61,7 @@ def get_task(name: str) -> Task | FlowTask:
     Raises:
         RecipeError: there is none; the message has the nearest name and the way to list them.
     """
+    expect(name, str, "the name of a task")
     tasks = all_tasks()
     if name in tasks:
         return tasks[name]

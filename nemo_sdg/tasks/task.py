@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nemo_sdg.checks import check_fields
 from nemo_sdg.errors import AnswerError, ConfigurationError, ContextExceeded, CutAnswer
 from nemo_sdg.llm.drive import Flow, Stamp
 from nemo_sdg.llm.request import Request, Sampling, chat
@@ -65,6 +66,7 @@ class Budget:
     min_segment_tokens: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.max_input_tokens < 16 or self.max_output_tokens < 1:
             raise ConfigurationError(
                 f"a budget needs max_input_tokens >= 16 and max_output_tokens >= 1, "
@@ -202,6 +204,7 @@ class Task(_Face):
     published_ratio: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.columns:
             object.__setattr__(self, "columns", {self.output: "string"})
         _check_columns(self.name, self.output, self.columns)
@@ -322,6 +325,7 @@ class FlowTask(_Face):
     source: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.columns:
             object.__setattr__(self, "columns", {self.output: "string"})
         _check_columns(self.name, self.output, self.columns)

@@ -101,6 +101,7 @@ def test_the_rate_is_that_of_the_last_seconds(clock: Clock) -> None:
         done = 10 * second if second <= 15 else 150 + 40 * (second - 15)
         gathered.take(told("a", done))
         state = gathered.state()
+        assert (state.seconds_left is None) == (second == 1), "one second tells nothing of the rest"
         if second == 15:
             assert state.requests_per_s == pytest.approx(10)
             assert state.seconds_left == pytest.approx(85)
@@ -140,9 +141,9 @@ def test_a_run_tells_what_it_does_while_it_does_it(client: Any, tmp_path: Path) 
             observer = rig.At(-1, lambda: None)
             recipe = rig.recipe_for(server.url, source, concurrency=10, partition_size="4KB")
             result = run(recipe, tmp_path / folder, client=client, observer=observer)
-            assert len(observer.lines) == 1 and observer.lines[0].startswith(
-                "100 rows, 100 requests"
-            )
+            (line,) = observer.lines
+            assert line.startswith("100 rows, 100 requests")
+            assert line.endswith("; second tries come on top")
             done = [state.requests_done for state in observer.states]
             assert done == sorted(done) and max(done) <= 100
             assert len(set(done)) >= 3, "it moved while the run went on"
