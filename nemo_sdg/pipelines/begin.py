@@ -222,7 +222,8 @@ def announce(job: Job, endpoint: Endpoint, planned: Estimate, observer: Observer
         tokens += f", at most {planned.output_tokens_at_most:,} out"
     observer.announce(
         f"{about}{planned.rows:,} rows, {about}{planned.requests:,} requests, {tokens}, "
-        f"model {endpoint.model or 'from a column'} at {endpoint.host}, {price}; second tries come on top"
+        f"model {endpoint.model or 'from a column'} at {endpoint.host}, {price}; "
+        "second tries come on top"
     )
     if job.chains[0].tokenizer.estimated:
         observer.note(
