@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httptools
@@ -19,6 +20,7 @@ MOST_BODY_BYTES = 1 << 28
 """Of one answer. A body stays in memory until it is read: this bounds what a server can fill."""
 
 _STALE_S = 1.0
+_CODING = b"content-encoding"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,14 @@ class Limits:
     total_s: float
 
 
+Fields = list[tuple[bytes, bytes]]
+
+
+def headers_of(fields: Fields) -> dict[str, str]:
+    """Return headers by their names in lower case; of two the last counts."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in fields}
+
+
 class Connection(asyncio.Protocol):
     """One connection; at most one request at a time.
 
@@ -50,7 +60,10 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._ended: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._clock_at = 0.0  # when the timer is due
+        self.is_complete = False
         self._failure: tuple[type[OSError], str] | None = None
         self._rested_at = self._asked_at = self._loop.time()
         self._is_busy = False
@@ -58,14 +71,15 @@ class Connection(asyncio.Protocol):
         self._begin()
 
     def _begin(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
+        if not self.is_complete:  # else the parser waits for the next answer already
+            self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
+        self.fields: Fields = []
         self._body_bytes = 0
         self._header_bytes = 0  # of complete headers
         self._head_bytes = 0  # of data without the end of a head
         self._has_bytes = False
         self.status = 0
-        self.headers: dict[str, str] = {}
         self.has_head = False
         self.is_complete = False
         self._is_kept = False
@@ -109,8 +123,44 @@ class Connection(asyncio.Protocol):
             and self._lost_at - self._asked_at < _STALE_S
         )
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the answer by their names in lower case."""
+        return headers_of(self.fields)
+
+    @property
+    def coding(self) -> str:
+        """How the body is packed, "" for not at all."""
+        for name, value in reversed(self.fields):
+            if len(name) == len(_CODING) and name.lower() == _CODING:
+                return value.decode("latin-1").strip().lower()
+        return ""
+
+    @property
+    def failure(self) -> OSError | None:
+        """What broke the connection before the answer was complete."""
+        if self._failure is None:
+            return None
+        kind, words = self._failure
+        return kind(words)
+
     async def ask(self, data: bytes, limits: Limits) -> None:
         """Send a request; return when the head of its answer is there."""
+        self._send(data, limits)
+        while not self.has_head:
+            await self.more()
+
+    def ask_whole(self, data: bytes, limits: Limits, ended: Callable[[], None]) -> None:
+        """Send a request; `ended` is called when its answer is complete, or broken (`failure`).
+
+        By a call, not by a future: a task's turn for each answer costs as much as all of HTTP.
+        """
+        self._send(data, limits)
+        self._ended = ended
+        if self._failure is not None:
+            self._loop.call_soon(self._wake)  # not before this call has returned
+
+    def _send(self, data: bytes, limits: Limits) -> None:
         assert self._transport is not None
         self._begin()
         self._is_busy = True
@@ -120,14 +170,11 @@ class Connection(asyncio.Protocol):
         self._due_at = now + limits.first_byte_s
         self._set_clock()
         self._transport.write(data)
-        while not self.has_head:
-            await self.more()
 
     async def more(self) -> None:
         """Wait until something has come; raise what broke the connection before."""
-        if self._failure is not None:
-            kind, words = self._failure
-            raise kind(words)
+        if (failure := self.failure) is not None:
+            raise failure
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -142,8 +189,7 @@ class Connection(asyncio.Protocol):
     def hurry(self, seconds: float) -> None:
         """Bring the end forward."""
         self._ends_at = min(self._ends_at, self._loop.time() + seconds)
-        if self._timer is not None:
-            self._set_clock()
+        self._set_clock()
 
     def rest(self) -> None:
         """The answer was read to its end."""
@@ -191,7 +237,7 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
         else:
             self._due_at = self._loop.time() + self._limits.between_bytes_s
-            if self._timer is not None and self._due_at < self._clock_at:
+            if self._due_at < self._clock_at:
                 self._set_clock()
         if self._head_bytes > MOST_HEAD_BYTES or self._header_bytes > MOST_HEAD_BYTES:
             self._give_up("the head of the answer is too long")
@@ -208,7 +254,8 @@ class Connection(asyncio.Protocol):
         self._stop_clock()
         if self.is_complete:
             return
-        length_is_known = "content-length" in self.headers or "chunked" in self.headers.get(
+        headers = self.headers
+        length_is_known = "content-length" in headers or "chunked" in headers.get(
             "transfer-encoding", ""
         )
         if exc is not None:
@@ -232,7 +279,7 @@ class Connection(asyncio.Protocol):
         """Keep a header of the head."""
         self._header_bytes += len(name) + len(value)
         if not self.has_head:  # else a trailer, or a second answer
-            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+            self.fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is there, unless it is that of a 1xx."""
@@ -240,7 +287,7 @@ class Connection(asyncio.Protocol):
             return
         self.status = self._parser.get_status_code()
         if 100 <= self.status < 200 and self.status != 101:
-            self.headers.clear()  # 100 Continue and the like: the answer is still to come
+            self.fields.clear()  # 100 Continue and the like: the answer is still to come
         else:
             self.has_head = True
 
@@ -255,17 +302,26 @@ class Connection(asyncio.Protocol):
         if self.has_head and not self.is_complete:
             self.is_complete = True
             self._is_kept = self._parser.should_keep_alive()
-            self._stop_clock()
 
     # --- inside ----------------------------------------------------------------------------------
 
     def _set_clock(self) -> None:
-        """Look again when something may be due; bytes that come later only move that away."""
-        self._stop_clock()
-        self._clock_at = min(self._due_at, self._ends_at)
-        self._timer = self._loop.call_at(self._clock_at, self._look_at_clock)
+        """Look again when something may be due; bytes that come later only move that away.
+
+        The clock of one request goes on for the next: to set one for each costs more than to look.
+        """
+        due_at = min(self._due_at, self._ends_at)
+        if self._timer is not None:
+            if self._clock_at <= due_at:
+                return
+            self._timer.cancel()
+        self._clock_at = due_at
+        self._timer = self._loop.call_at(due_at, self._look_at_clock)
 
     def _look_at_clock(self) -> None:
+        self._timer = None
+        if self.is_complete or not self._is_busy:
+            return
         now = self._loop.time()
         if now < min(self._due_at, self._ends_at):
             self._set_clock()
@@ -279,7 +335,6 @@ class Connection(asyncio.Protocol):
             which = f"no complete head of an answer within {limits.first_byte_s:g} s"
         else:
             which = f"no first byte within {limits.first_byte_s:g} s"
-        self._timer = None
         self._fail(TimeoutError, which)
 
     def _stop_clock(self) -> None:
@@ -290,6 +345,9 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        elif self._ended is not None and (self.is_complete or self._failure is not None):
+            ended, self._ended = self._ended, None
+            ended()
 
     def _give_up(self, words: str) -> None:
         self._fail(ConnectionError, words)

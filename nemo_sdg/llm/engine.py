@@ -26,15 +26,15 @@ from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
 from nemo_sdg.llm.backlog import Backlog, Item
 from nemo_sdg.llm.engine_config import EngineConfig
 from nemo_sdg.llm.fleet import Fleet
+from nemo_sdg.llm.flights import Flights, Sent
 from nemo_sdg.llm.frames import read_frame
 from nemo_sdg.llm.later import Later
-from nemo_sdg.llm.ledger import Ledger, entries_of
+from nemo_sdg.llm.ledger import Ledger
 from nemo_sdg.llm.outbox import Outbox
 from nemo_sdg.llm.replica import Replica
-from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.retry import verdict
 from nemo_sdg.llm.second_try import wait_after
-from nemo_sdg.llm.tries import CANCELLED, Sent, TryLog, usage_told
+from nemo_sdg.llm.tries import TryLog
 
 __all__ = ["Engine", "EngineConfig"]
 
@@ -67,7 +67,7 @@ class Engine:
         self.fatal: NemoSdgError | None = None
         self._has_answered = False
         self._refused: list[tuple[Item, RequestError]] = []
-        self._tasks: dict[asyncio.Task[None], Sent] = {}
+        self.flights = Flights(self, self.tries)
         self._later = Later(self._again)
         self._newest = 0
         self._refreshed = 0.0
@@ -77,7 +77,7 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Requests that were sent and have not ended."""
-        return len(self._tasks)
+        return len(self.flights)
 
     async def load(self) -> None:
         """Read the ledger, beside the event loop; tell the worker as long as it goes on.
@@ -120,8 +120,10 @@ class Engine:
             for timer in (self._pump_timer, self._report_timer):
                 if timer is not None:
                     timer.cancel()
+            for sent in self.flights:
+                self.flights.cancel(sent)
             probers = [replica.prober for replica in self.fleet.replicas if replica.prober]
-            leftover = [*timers, *self._tasks, *probers]
+            leftover = [*timers, *probers]
             for task in leftover:
                 task.cancel()
             await asyncio.gather(*leftover, return_exceptions=True)
@@ -185,9 +187,10 @@ class Engine:
     def _close_session(self, session: int) -> None:
         for item in list(self.open.values()):
             item.waiters = [w for w in item.waiters if w[0] != session]
-        for task, sent in self._tasks.items():
+        for sent in self.flights:
             if not sent.item.waiters:
-                task.cancel()
+                self.flights.cancel(sent)
+                self._may_tell_soon(sent.replica)
         self._later.drop_unwanted()
         for keys in [keys for keys, item in self.open.items() if not item.waiters]:
             del self.open[keys]
@@ -209,60 +212,23 @@ class Engine:
             if replica is None:
                 break
             self.backlog.pop()
-            self._send(item, replica, now)
+            self.counts["sent"] += 1
+            self.fleet.spent["requests"] += 1
+            self.flights.send(item, replica, now)
         self._pump_timer = None
         if 0 < wait_s < math.inf:
             self._pump_timer = asyncio.get_running_loop().call_later(wait_s, self._pump)
         for replica in self.fleet.suspects if self.fatal is None else ():
             replica.prober = asyncio.create_task(self._probe(replica))
 
-    def _send(self, item: Item, replica: Replica, now: float) -> None:
-        item.tries += 1
-        item.sent += 1
-        self.counts["sent"] += 1
-        self.fleet.spent["requests"] += 1
-        flight = replica.started(now, len(item.body), item.output_tokens)
-        sent = Sent(item, replica, flight)
-        task = asyncio.create_task(self._ask(sent))
-        self._tasks[task] = sent
-        task.add_done_callback(self._slot_is_free)
-
-    async def _ask(self, sent: Sent) -> None:
-        item, replica = sent.item, sent.replica
-        body: dict[str, Any] = {}
-        try:
-            asked = replica.body(item.body, written_for=self.config.endpoint)
-            body = await replica.transport.send(item.kind, asked)
-            lines = entries_of(
-                item.keys,
-                body,
-                model=item.model,
-                endpoint=replica.endpoint.url,
-                attempts=item.sent,
-                latency_s=time.perf_counter() - sent.started,
-            )
-        except RequestError as error:
-            sent.code, sent.usage = error.code, usage_told(body)
-            self._failed(sent, error)
-        else:
-            sent.code = ""
-            self._answered(sent, body, lines)
-
-    def _slot_is_free(self, task: asyncio.Task[None]) -> None:
-        # Here and not in `_ask`: a task that is cancelled before it began never runs a line.
-        sent = self._tasks.pop(task)
-        replica = sent.replica
-        sent.note(self.tries)
-        if sent.code == CANCELLED:
-            replica.abandoned(time.monotonic(), sent.flight)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.has_defect(error)
-        if replica.in_flight >= replica.slots:
-            self._tell_soon()  # it held more than its lease, and others wait for what is free now
+    def slot_is_free(self, sent: Sent) -> None:
+        """Send the next request in the slot of one that has ended."""
+        self._may_tell_soon(sent.replica)
         self._pump()
 
-    def _answered(self, sent: Sent, body: dict[str, Any], lines: list[bytes]) -> None:
-        usage = sent.usage = Usage.from_body(body.get("usage"))
+    def answered(self, sent: Sent, lines: list[bytes]) -> None:
+        """File an answer and hand it over."""
+        usage = sent.usage
         sent.replica.answered(time.monotonic(), sent.flight, len(sent.item.body), usage)
         self.fleet.used(sent.replica, usage)
         self._has_answered = True
@@ -274,7 +240,8 @@ class Engine:
         self.open.pop(sent.item.keys, None)
         self.outbox.answer(sent.item.waiters, lines)
 
-    def _failed(self, sent: Sent, error: RequestError) -> None:
+    def failed(self, sent: Sent, error: RequestError) -> None:
+        """Decide whether a request is asked again, and when, or given up."""
         item, replica = sent.item, sent.replica
         self.counts["failed." + error.code] += 1
         is_own = replica.is_fallback or item.model == self.config.endpoint.model
@@ -337,9 +304,14 @@ class Engine:
     def _take_lease(self, sent_s: float, lease: dict[str, Any], is_tail: bool) -> None:
         self.backlog.is_tail = is_tail
         end = self.fleet.take_lease(sent_s, lease)
-        if end is not None and self.backlog.first is not None and not self._tasks:
+        if end is not None and self.backlog.first is not None and not self.flights:
             self._stop(end)
         self._pump()
+
+    def _may_tell_soon(self, replica: Replica) -> None:
+        """A slot is free: where more were taken than leased, others wait for it."""
+        if replica.in_flight >= replica.slots:
+            self._tell_soon()
 
     def _tell_soon(self) -> None:
         if self._report_timer is None:
@@ -359,7 +331,7 @@ class Engine:
             "is_down": self.fleet.is_down,
             "lag_s": round(self.lag_s, 4),
         }
-        self.tries.flush()
+        self.outbox.flush()  # and with it the tries, after the answers they belong to
         self.counts["cost"] = self.fleet.spent["cost"]  # type: ignore[assignment]
         wanted = self.in_flight + len(self.backlog) + len(self._later)
         report = self.fleet.report(wanted=wanted)

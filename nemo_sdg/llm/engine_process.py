@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -19,6 +20,9 @@ from typing import Any
 from nemo_sdg.errors import NemoSdgError
 from nemo_sdg.llm.engine import Engine
 from nemo_sdg.llm.frames import read_frame, write_frame
+
+GC_THRESHOLD = 20_000
+"""Containers made beyond those dropped until garbage is looked for; a request is some ten."""
 
 
 async def serve(connection: socket.socket) -> None:
@@ -68,6 +72,9 @@ def main() -> None:
     """Run an engine on the inherited socket whose number is the first argument."""
     # Ctrl-C reaches the whole process group; the worker decides what becomes of the engine.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What was imported stays, and requests make no cycles: there is little to look for.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     run_in_loop(socket.socket(fileno=int(sys.argv[1])))
 
 

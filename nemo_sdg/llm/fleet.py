@@ -32,7 +32,12 @@ class Fleet:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.replicas = [
-            Replica(each, max_outage_s=config.max_outage_s, is_fallback=each is config.fallback)
+            Replica(
+                each,
+                written_for=config.endpoint,
+                max_outage_s=config.max_outage_s,
+                is_fallback=each is config.fallback,
+            )
             for each in config.endpoints
         ]
         self.primaries = [replica for replica in self.replicas if not replica.is_fallback]

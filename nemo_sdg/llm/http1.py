@@ -8,6 +8,7 @@ is httptools, the C parser that uvicorn uses.
     pool = Pool("http://localhost:8000/v1", headers={...}, tls=context)
     async with await pool.request("POST", "/v1/chat/completions", body, limits) as response:
         body = await response.read()      # or: async for part in response: ...
+    pool.post("/v1/chat/completions", body, limits, done)      # without a task: see `exchange`
 
 Time-outs and broken connections are raised as `TimeoutError` and `ConnectionError`, both of them
 `OSError`, as are all others that come out of here.
@@ -19,15 +20,16 @@ import asyncio
 import base64
 import re
 import ssl
-import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from nemo_sdg.llm.connection import MOST_BODY_BYTES, Connection, Limits
+from nemo_sdg.llm.connection import Connection, Limits
 from nemo_sdg.llm.dial import Dialer
+from nemo_sdg.llm.exchange import Exchange, WholeAnswer
+from nemo_sdg.llm.inflate import inflater_of, whole_body
 
 __all__ = ["Limits", "Pool", "Response", "checked_headers", "checked_proxy", "proxy_of_environment"]
 
@@ -60,21 +62,14 @@ class Response:
 
     async def read(self) -> bytes:
         """Return the rest of the body."""
-        connection = self._connection
-        inflater = self._inflater()
-        while not connection.is_complete:
-            await connection.more()
-        parts = connection.taken()
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        if inflater:
-            data = inflater.feed(data)
-            inflater.end()
-        return data
+        while not self._connection.is_complete:
+            await self._connection.more()
+        return whole_body(self._connection)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the body in the pieces in which it comes."""
         connection = self._connection
-        inflater = self._inflater()
+        inflater = inflater_of(connection)
         while True:
             is_last = connection.is_complete
             parts = connection.taken()
@@ -90,11 +85,6 @@ class Response:
     def last_bytes_within(self, seconds: float) -> None:
         """Wait no longer than this for what is still to come."""
         self._connection.hurry(seconds)
-
-    def _inflater(self) -> _Inflater | None:
-        # Compression is refused in every request; some gateways send it all the same.
-        coding = self.headers.get("content-encoding", "").strip().lower()
-        return None if coding in ("", "identity") else _Inflater(coding)
 
 
 class Pool:
@@ -139,6 +129,7 @@ class Pool:
                 self._target = f"http://{self._authority}"
                 lines |= self._to_proxy
         self._head = _head(checked_headers(headers, lines))
+        self._starts: dict[tuple[str, str], bytes] = {}
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._is_closed = False
@@ -152,21 +143,38 @@ class Pool:
             body: None: empty.
             limits: when to give up.
         """
-        data = b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
-            method.encode(),
-            (self._target + path).encode("ascii"),
-            self._head,
-            len(body or b""),
-            body or b"",
-        )
-        connection = self._idle_connection()
+        data = self._written(method, path, body or b"")
+        connection = self.idle_connection()
         if connection is not None:
             try:
                 return await self._answer(connection, data, limits)
             except ConnectionError:
                 if not connection.was_stale:
                     raise
-        return await self._answer(await self._connect(limits.connect_s), data, limits)
+        return await self._answer(await self.connect(limits.connect_s), data, limits)
+
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        limits: Limits,
+        done: Callable[[WholeAnswer | Exception], None],
+    ) -> Exchange:
+        """Send a request; `done` is called with its whole answer, or with what went wrong.
+
+        Never before this call has returned, and once at most: not after `Exchange.cancel`.
+        """
+        return Exchange(self, self._written("POST", path, body), limits, done)
+
+    def _written(self, method: str, path: str, body: bytes) -> bytes:
+        start = self._starts.get((method, path))
+        if start is None:
+            start = self._starts[method, path] = b"%b %b HTTP/1.1\r\n%bContent-Length: " % (
+                method.encode(),
+                (self._target + path).encode("ascii"),
+                self._head,
+            )
+        return b"%b%d\r\n\r\n%b" % (start, len(body), body)
 
     def take_back(self, connection: Connection) -> None:
         """Keep a connection whose answer was read to its end; close any other."""
@@ -195,7 +203,8 @@ class Pool:
             raise
         return Response(connection, self)
 
-    def _idle_connection(self) -> Connection | None:
+    def idle_connection(self) -> Connection | None:
+        """Take a kept connection that is still good out of the pool."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open and connection.idle_s < _IDLE_S:
@@ -203,7 +212,8 @@ class Pool:
             connection.abort()
         return None
 
-    async def _connect(self, seconds: float) -> Connection:
+    async def connect(self, seconds: float) -> Connection:
+        """Open a new connection."""
         loop = asyncio.get_running_loop()
         tls = None if self._has_tunnel else self._tls
         if self._is_closed:
@@ -241,43 +251,6 @@ class Pool:
         except BaseException:
             connection.abort()
             raise
-
-
-class _Inflater:
-    """Undoes gzip and deflate, in whatever pieces they come."""
-
-    def __init__(self, coding: str) -> None:
-        if coding not in ("gzip", "x-gzip", "deflate"):
-            raise ConnectionError(f"the body is packed as {coding[:40]!r}, which nobody asked for")
-        self._wbits = 0 if coding == "deflate" else 31
-        self._inflate: zlib._Decompress | None = None
-        self._num_bytes = 0
-
-    def feed(self, data: bytes) -> bytes:
-        found = []
-        if self._inflate is None and self._num_bytes:
-            data = data.lstrip(b"\0")  # gzip may be filled up with zeros
-        try:
-            while data:
-                if self._inflate is None:
-                    # Half of the world's "deflate" lacks the header that the standard asks for.
-                    wbits = self._wbits or (15 if data[0] & 15 == 8 else -15)
-                    self._inflate = zlib.decompressobj(wbits)
-                found.append(self._inflate.decompress(data, MOST_BODY_BYTES))
-                self._num_bytes += len(found[-1])
-                if self._num_bytes >= MOST_BODY_BYTES:
-                    raise ConnectionError(f"the answer is longer than {MOST_BODY_BYTES >> 20} MiB")
-                data = b""
-                if self._inflate.eof:  # another member may follow
-                    data = self._inflate.unused_data.lstrip(b"\0")
-                    self._inflate = None
-        except zlib.error as error:
-            raise ConnectionError(f"the compressed body is damaged ({error})") from None
-        return b"".join(found)
-
-    def end(self) -> None:
-        if self._inflate is not None:
-            raise ConnectionError("the compressed body is damaged (it ends too early)")
 
 
 def checked_headers(

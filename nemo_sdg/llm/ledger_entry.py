@@ -15,13 +15,13 @@ from typing import Any
 import orjson
 
 from nemo_sdg.errors import MalformedReply
-from nemo_sdg.llm.request import Reply, Usage, read_body
+from nemo_sdg.llm.request import Reply, Usage, check_body, read_body
 
 KEY_AT = slice(6, 38)
 """Where the key stands in a line."""
 
 
-def entry(key: str, meta: Mapping[str, Any], body: Mapping[str, Any]) -> bytes:
+def entry(key: str, meta: Mapping[str, Any], body: Mapping[str, Any] | orjson.Fragment) -> bytes:
     """Return the line of one sample."""
     return orjson.dumps({"k": key, "m": meta, "r": body}) + b"\n"
 
@@ -52,17 +52,24 @@ def entries_of(
     endpoint: str,
     attempts: int,
     latency_s: float,
+    data: bytes | None = None,
 ) -> list[bytes]:
     """Check a reply and return its lines, one for each key.
+
+    Args:
+        keys: one a sample.
+        body: the reply.
+        model: that was asked for.
+        endpoint: that was asked.
+        attempts: how often it was asked.
+        latency_s: of the last time.
+        data: the JSON that `body` was decoded from, where it came in one piece.
 
     Raises:
         MalformedReply: the reply is not what the protocol says, or lacks samples.
     """
-    read_body(body)
-    try:
-        Usage.from_body(body.get("usage"))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise MalformedReply(f"the usage of the reply cannot be read: {error!r}") from None
+    check_body(body)
+    usage_of(body)
     meta = {
         "model": model,
         "endpoint": endpoint,
@@ -70,8 +77,22 @@ def entries_of(
         "latency_s": round(latency_s, 6),
         "at": round(time.time(), 3),
     }
+    if data is not None and len(keys) == 1 and b"\n" not in data:
+        return [entry(keys[0], meta, orjson.Fragment(data))]  # as it came: not written anew
     samples = split_samples(body, len(keys))
     return [entry(key, meta, sample) for key, sample in zip(keys, samples, strict=True)]
+
+
+def usage_of(body: Mapping[str, Any]) -> Usage:
+    """Return what a reply says it cost.
+
+    Raises:
+        MalformedReply: that cannot be read.
+    """
+    try:
+        return Usage.from_body(body.get("usage"))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise MalformedReply(f"the usage of the reply cannot be read: {error!r}") from None
 
 
 def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:

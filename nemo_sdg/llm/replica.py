@@ -38,8 +38,15 @@ class Replica:
         prober: the task that looks for a sign of life, while there is one.
     """
 
-    def __init__(self, endpoint: Endpoint, *, max_outage_s: float, is_fallback: bool) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, written_for: Endpoint, max_outage_s: float, is_fallback: bool
+    ) -> None:
         self.endpoint, self.is_fallback = endpoint, is_fallback
+        self._ours, self._theirs = endpoint.dialect, written_for.dialect
+        self._is_streamed_anew = endpoint.stream != written_for.stream
+        self._takes_all = (
+            self._ours == self._theirs and not self._is_streamed_anew and not is_fallback
+        )
         self.transport = AsyncTransport(endpoint)
         self.health = Health(max_outage_s=max_outage_s)
         self.slots = 0
@@ -126,25 +133,24 @@ class Replica:
         answer = self._output_tokens or float(output_tokens or 0)
         return size / self._bytes_a_token + answer
 
-    def body(self, body: bytes, written_for: Endpoint) -> bytes:
-        """Return a body as this endpoint takes it; it was written for another one.
+    def body(self, body: bytes) -> bytes:
+        """Return a body as this endpoint takes it; it was written for the first one.
 
         The model is the fallback's own. Fields that this kind of server calls otherwise, or does
         not know, are renamed or left out.
         """
-        ours, theirs = self.endpoint.dialect, written_for.dialect
-        is_streamed = self.endpoint.stream
-        if ours == theirs and is_streamed == written_for.stream and not self.is_fallback:
+        if self._takes_all:
             return body
+        ours, theirs = self._ours, self._theirs
         fields = orjson.loads(body)
         if self.is_fallback:
             fields["model"] = self.endpoint.model or fields["model"]
         limit = fields.pop(theirs.max_tokens_field, None)
         if limit is not None:
             fields[ours.max_tokens_field] = limit
-        if is_streamed != written_for.stream and "input" not in fields:  # embeddings never are
+        if self._is_streamed_anew and "input" not in fields:  # embeddings never are
             for name, value in STREAMED.items():
                 fields.pop(name, None)
-                if is_streamed:
+                if self.endpoint.stream:
                     fields[name] = value
         return orjson.dumps({k: v for k, v in fields.items() if k not in ours.unsupported})

@@ -347,6 +347,20 @@ def read_body(body: Any) -> tuple[tuple[Choice, ...], tuple[tuple[float, ...], .
         raise MalformedReply(f"a choice of the reply cannot be read: {error!r}") from None
 
 
+def check_body(body: Any) -> None:
+    """Raise `MalformedReply` where `read_body` does, and read nothing of the usual reply."""
+    choices = body.get("choices") if type(body) is dict else None
+    if type(choices) is list and len(choices) == 1 and type(choices[0]) is dict:
+        message = choices[0].get("message")
+        if (
+            type(message) is dict
+            and type(message.get("content")) is str
+            and not message.get("tool_calls")
+        ):
+            return
+    read_body(body)
+
+
 def _json(body: Mapping[str, Any], unsupported: frozenset[str]) -> bytes:
     sent = {k: v for k, v in body.items() if v is not None and k not in unsupported}
     try:

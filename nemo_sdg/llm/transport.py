@@ -8,17 +8,20 @@ and was not read. Redirects are not followed: a key must not travel to another h
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
 
 from nemo_sdg.errors import ConfigurationError, ConnectionFailed, RequestError, RequestTimeout
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.exchange import WholeAnswer
 from nemo_sdg.llm.http1 import (
     Limits,
     Pool,
@@ -38,6 +41,22 @@ from nemo_sdg.llm.protocol import (
 )
 
 _END_S = 1.0
+
+
+class Cancellable(Protocol):
+    """A request on its way."""
+
+    def cancel(self) -> object:
+        """Give it up; nobody is told any more."""
+
+
+class Arrived:
+    """A reply: decoded, and as it came, None where it was put together from a stream."""
+
+    __slots__ = ("body", "data")
+
+    def __init__(self, body: dict[str, Any], data: bytes | None = None) -> None:
+        self.body, self.data = body, data
 
 
 class AsyncTransport:
@@ -78,6 +97,45 @@ class AsyncTransport:
     ) -> None:
         await self.close()
 
+    def ask(
+        self, kind: str, body: bytes, done: Callable[[Arrived | Exception], None]
+    ) -> Cancellable:
+        """Post a request; `done` is called with the reply or the `RequestError` instead of it.
+
+        Never before this call has returned, and not after the returned one's `cancel`. Any other
+        exception is a defect of ours.
+        """
+        if self.endpoint.stream and kind != "embedding":
+            return _Streamed(self.send(kind, body), done)
+        return self._pool.post(self._paths[kind], body, self._limits, partial(self._arrived, done))
+
+    def _arrived(
+        self, done: Callable[[Arrived | Exception], None], answer: WholeAnswer | Exception
+    ) -> None:
+        told: Arrived | Exception
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            told = Arrived(self._decoded(answer, answer.body), answer.body)
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
+            told = self._as_told(error)
+        done(told)
+
+    def _decoded(self, answer: Response | WholeAnswer, data: bytes) -> dict[str, Any]:
+        if answer.status == 200:
+            return decode(data)
+        raise error_for(answer.status, answer.headers, _cleaned(self.endpoint, data))
+
+    def _as_told(self, error: Exception) -> Exception:
+        """Return what a caller is told: a `RequestError` that holds no secret."""
+        if isinstance(error, TimeoutError):
+            return RequestTimeout(str(error))
+        if isinstance(error, OSError):
+            return ConnectionFailed(self.endpoint.scrub(_words(error)))
+        if isinstance(error, RequestError):  # an error told in a body with status 200
+            return _scrubbed(self.endpoint, error)
+        return error
+
     async def send(self, kind: str, body: bytes) -> dict[str, Any]:
         """Post a request and return the decoded reply; a streamed one is put together first.
 
@@ -89,16 +147,9 @@ class AsyncTransport:
             async with await asked as response:
                 if response.status == 200 and self.endpoint.stream and kind != "embedding":
                     return await self._read_stream(response)
-                data = await response.read()
-            if response.status == 200:
-                return decode(data)
-            raise error_for(response.status, response.headers, _cleaned(self.endpoint, data))
-        except TimeoutError as error:
-            raise RequestTimeout(str(error)) from None
-        except OSError as error:
-            raise ConnectionFailed(self.endpoint.scrub(_words(error))) from None
-        except RequestError as error:  # an error told in a body with status 200
-            raise _scrubbed(self.endpoint, error) from None
+                return self._decoded(response, await response.read())
+        except (OSError, RequestError) as error:
+            raise self._as_told(error) from None
 
     async def call(self, method: str, url: str, body: bytes | None = None) -> Any:
         """Call any address of the server, such as its list of models; return the decoded JSON.
@@ -111,10 +162,8 @@ class AsyncTransport:
         try:
             async with await self._pool.request(method, path, body, self._limits) as response:
                 data = await response.read()
-        except TimeoutError as error:
-            raise RequestTimeout(str(error)) from None
         except OSError as error:
-            raise ConnectionFailed(self.endpoint.scrub(_words(error))) from None
+            raise self._as_told(error) from None
         if response.status != 200:
             raise error_for(response.status, response.headers, _cleaned(self.endpoint, data))
         return decode_any(data)
@@ -148,6 +197,28 @@ class AsyncTransport:
             if not reader.is_done:
                 raise
         return reader.body()
+
+
+class _Streamed:
+    """A request whose answer comes in pieces, on its way in a task."""
+
+    def __init__(
+        self,
+        sending: Coroutine[Any, Any, dict[str, Any]],
+        done: Callable[[Arrived | Exception], None],
+    ) -> None:
+        self._done: Callable[[Arrived | Exception], None] | None = done
+        self._task = asyncio.create_task(sending)
+        self._task.add_done_callback(self._ended)
+
+    def cancel(self) -> None:
+        self._done = None
+        self._task.cancel()
+
+    def _ended(self, task: asyncio.Task[dict[str, Any]]) -> None:
+        if not task.cancelled() and self._done is not None:
+            error = task.exception()
+            self._done(error if isinstance(error, Exception) else Arrived(task.result()))
 
 
 class BlockingTransport:

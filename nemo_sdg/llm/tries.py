@@ -19,15 +19,10 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemo_sdg.llm.request import Usage
-
-if TYPE_CHECKING:
-    from nemo_sdg.llm.backlog import Item
-    from nemo_sdg.llm.replica import Flight, Replica
 
 COLUMNS = {
     "at": "float64",
@@ -117,30 +112,6 @@ class TryLog:
         if self._out is not None:
             os.close(self._out)
             self._out = self._path = None
-
-
-@dataclass(slots=True)
-class Sent:
-    """A request in flight; `code` says how it ended."""
-
-    item: Item
-    replica: Replica
-    flight: Flight
-    code: str = CANCELLED
-    is_repeated: bool = False
-    usage: Usage = _NOTHING
-    started: float = field(default_factory=time.perf_counter)
-
-    def note(self, log: TryLog) -> None:
-        """Write it into the log, now that it has ended."""
-        log.put(
-            self.item.label,
-            self.started,
-            self.usage,
-            code=self.code,
-            is_repeated=self.is_repeated,
-            cost=self.replica.endpoint.cost(self.usage),
-        )
 
 
 def usage_told(body: Mapping[str, Any]) -> Usage:

@@ -31,8 +31,9 @@ from nemo_sdg.errors import (
     ServerFailure,
 )
 from nemo_sdg.llm import connection as connection_module
-from nemo_sdg.llm import dial, http1
+from nemo_sdg.llm import dial, http1, inflate
 from nemo_sdg.llm.endpoint import Timeouts
+from nemo_sdg.llm.exchange import WholeAnswer
 from nemo_sdg.llm.http1 import Limits, Pool, proxy_of_environment
 from nemo_sdg.llm.request import read_body
 from nemo_sdg.llm.transport import AsyncTransport, BlockingTransport
@@ -170,7 +171,21 @@ async def pieces(pool: Pool, *, limits: Limits = LIMITS) -> bytes:
         return b"".join([part async for part in response])
 
 
-READERS = pytest.mark.parametrize("read", [get, pieces])
+async def posted(pool: Pool, *, limits: Limits = LIMITS, body: bytes | None = None) -> bytes:
+    told: asyncio.Future[WholeAnswer | Exception] = asyncio.get_running_loop().create_future()
+    exchange = pool.post("/v1", body or b"", limits, told.set_result)
+    assert not told.done()
+    try:
+        answer = await told
+    finally:
+        exchange.cancel()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer.body
+
+
+READERS = pytest.mark.parametrize("read", [get, pieces, posted])
+WHOLE = pytest.mark.parametrize("read", [get, posted])
 Read = Callable[..., Awaitable[bytes]]
 
 
@@ -330,7 +345,7 @@ def test_what_cannot_be_unpacked_is_an_error(
 @READERS
 def test_no_answer_fills_the_memory(run: Run, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "MOST_BODY_BYTES", 1 << 20)
-    monkeypatch.setattr(http1, "MOST_BODY_BYTES", 1 << 20)
+    monkeypatch.setattr(inflate, "MOST_BODY_BYTES", 1 << 20)
     bomb = plain(gzip.compress(bytes(2 << 20)), b"Content-Encoding: gzip")
     endless = b"HTTP/1.1 200 OK\r\n\r\n" + bytes(3 << 20)
 
@@ -397,7 +412,8 @@ def test_one_connection_serves_one_request_after_the_other(run: Run) -> None:
     run(main())
 
 
-def test_five_hundred_at_once_get_their_own_answers(run: Run) -> None:
+@WHOLE
+def test_five_hundred_at_once_get_their_own_answers(run: Run, read: Read) -> None:
     async def echo(request: web.Request) -> web.Response:
         await asyncio.sleep(0.01)
         return web.Response(body=await request.read())
@@ -409,7 +425,7 @@ def test_five_hundred_at_once_get_their_own_answers(run: Run) -> None:
         await site.start()
         async with pooled(f"http://127.0.0.1:{runner.addresses[0][1]}/v1") as pool:
             for _ in range(2):
-                asked = [get(pool, body=b"number %d" % i) for i in range(500)]
+                asked = [read(pool, body=b"number %d" % i) for i in range(500)]
                 assert await asyncio.gather(*asked) == [b"number %d" % i for i in range(500)]
                 assert len(pool._all) == len(pool._idle) <= 500
         await runner.cleanup()
@@ -467,11 +483,12 @@ def test_a_piece_that_comes_while_the_reader_works_is_not_left_lying(run: Run) -
     run(main())
 
 
-def test_a_connection_closed_while_idle_is_not_used_again(run: Run) -> None:
+@WHOLE
+def test_a_connection_closed_while_idle_is_not_used_again(run: Run, read: Read) -> None:
     async def main() -> None:
         async with serving([plain(b"x"), CLOSE]) as server, pooled(server.url) as pool:
             for i in range(3):
-                assert await get(pool) == b"x"
+                assert await read(pool) == b"x"
                 await until(lambda: server.num_open == 0)
                 await asyncio.sleep(0.005)
                 assert server.num_connections == i + 1
@@ -495,17 +512,18 @@ def test_a_connection_that_rested_too_long_is_not_used_again(
     run(main())
 
 
+@WHOLE
 @pytest.mark.parametrize("how", [CLOSE, RESET])
 def test_a_connection_closed_under_a_request_is_replaced(
-    run: Run, how: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, read: Read, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main(stale_s: float) -> Server:
         monkeypatch.setattr(connection_module, "_STALE_S", stale_s)
         scripts: list[list[Step]] = [[plain(b"x")], [how], [plain(b"y")]]
         async with serving(*scripts) as server, pooled(server.url) as pool:
-            assert await get(pool) == b"x"
+            assert await read(pool) == b"x"
             await asyncio.sleep(0.06)
-            assert await get(pool, body=b"again") == b"y"
+            assert await read(pool, body=b"again") == b"y"
         return server
 
     assert run(main(0.05)).bodies == [b"", b"again", b"again"]
@@ -514,17 +532,18 @@ def test_a_connection_closed_under_a_request_is_replaced(
         run(main(30.0))
 
 
+@WHOLE
 def test_a_server_that_always_closes_is_asked_twice_at_most(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_module, "_STALE_S", 0.05)
 
     async def main() -> None:
         async with serving([plain(b"x")], [CLOSE]) as server, pooled(server.url) as pool:
-            await get(pool)
+            await read(pool)
             await asyncio.sleep(0.06)
             with pytest.raises(ConnectionError, match="closed"):
-                await get(pool)
+                await read(pool)
             assert len(server.heads) == 3
 
     run(main())
@@ -601,14 +620,15 @@ def test_of_two_answers_to_one_request_the_first_counts(
     run(main())
 
 
-def test_cancellation_closes_the_connection_at_once(run: Run) -> None:
+@WHOLE
+def test_cancellation_closes_the_connection_at_once(run: Run, read: Read) -> None:
     half = plain(b"hello")[:-2]
     scripts: list[list[Step]] = [[HANG], [half, HANG], [half[:20], HANG]]
 
     async def main() -> None:
         async with serving(*scripts) as server, pooled(server.url) as pool:
             for i in range(3):
-                asked = asyncio.create_task(get(pool))
+                asked = asyncio.create_task(read(pool))
                 await until(lambda i=i: len(server.heads) == i + 1)  # type: ignore[misc]
                 await asyncio.sleep(0.005)
                 asked.cancel()
@@ -619,13 +639,14 @@ def test_cancellation_closes_the_connection_at_once(run: Run) -> None:
     run(main())
 
 
-def test_cancellation_in_the_midst_of_connecting_leaves_nothing(run: Run) -> None:
+@WHOLE
+def test_cancellation_in_the_midst_of_connecting_leaves_nothing(run: Run, read: Read) -> None:
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"https://127.0.0.1:{silent.getsockname()[1]}"
             async with pooled(url, tls=ssl.create_default_context()) as pool:
                 for _ in range(5):
-                    asked = asyncio.create_task(get(pool))
+                    asked = asyncio.create_task(read(pool))
                     await asyncio.sleep(0.005)
                     asked.cancel()
                     with pytest.raises(asyncio.CancelledError):
@@ -637,18 +658,19 @@ def test_cancellation_in_the_midst_of_connecting_leaves_nothing(run: Run) -> Non
     gc.collect()
 
 
-def test_close_ends_everything_and_for_good(run: Run) -> None:
+@WHOLE
+def test_close_ends_everything_and_for_good(run: Run, read: Read) -> None:
     by_close = b"HTTP/1.1 200 OK\r\n\r\nhalf of"  # else ends where the connection does
 
     async def main() -> None:
         scripts: list[list[Step]] = [[plain(b"x")], [HANG], [by_close, HANG]]
         async with serving(*scripts) as server:
             pool = Pool(server.url, headers={})
-            await get(pool)
-            asked = [asyncio.create_task(get(pool)) for _ in range(2)]
+            await read(pool)
+            asked = [asyncio.create_task(read(pool)) for _ in range(2)]
             await until(lambda: len(server.heads) == 3)
             await asyncio.sleep(0.005)
-            late = asyncio.create_task(get(pool))
+            late = asyncio.create_task(read(pool))
             await asyncio.sleep(0)  # it is on its way to the server
             await pool.close()
             for task in [*asked, late]:
@@ -657,7 +679,7 @@ def test_close_ends_everything_and_for_good(run: Run) -> None:
             assert not pool._all
             await until(lambda: server.num_open == 0)
             with pytest.raises(ConnectionError, match="closed"):
-                await get(pool)
+                await read(pool)
 
     run(main())
     gc.collect()
@@ -757,7 +779,8 @@ def test_each_time_out_has_its_words(
     run(main())
 
 
-def test_what_keeps_coming_is_no_time_out(run: Run) -> None:
+@WHOLE
+def test_what_keeps_coming_is_no_time_out(run: Run, read: Read) -> None:
     limits = limited(between_bytes_s=0.05)
     dribble: list[Step] = [plain(b"hello")[:-5], *([0.02, b"\0"] * 5)]
     working: list[Step] = [b"HTTP/1.1 102 Processing\r\n\r\n", 0.08, plain(bytes(5))]
@@ -766,7 +789,7 @@ def test_what_keeps_coming_is_no_time_out(run: Run) -> None:
     async def main() -> None:
         async with serving(dribble, working, late_head) as server, pooled(server.url) as pool:
             for _ in range(3):
-                assert await get(pool, limits=limits) == bytes(5)
+                assert await read(pool, limits=limits) == bytes(5)
 
     run(main())
 

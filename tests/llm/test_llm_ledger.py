@@ -142,6 +142,21 @@ def test_a_usage_that_cannot_be_read_is_told_before_it_is_filed(usage: Any) -> N
         )
 
 
+@pytest.mark.parametrize("data", [b'{"choices": [%b],  "id": 1e2}', b'{\n "choices": [\n%b]}\n'])
+def test_a_reply_is_filed_as_it_came_in_one_line(tmp_path: Path, data: bytes) -> None:
+    choice = b'{"message": {"content": "a\\n\\u00e9"}, "finish_reason": "stop"}'
+    came = data % choice
+    call: dict[str, Any] = {"model": "m", "endpoint": "", "attempts": 1, "latency_s": 0}
+    [line] = entries_of([key_of(1)], orjson.loads(came), data=came, **call)
+    assert line.count(b"\n") == 1
+    assert orjson.loads(line)["r"] == orjson.loads(came)
+    assert (came in line) == (b"\n" not in came)
+    ledger = Ledger(tmp_path, writer=True)
+    ledger.put(line)
+    ledger.close()
+    assert filed(tmp_path) == {key_of(1): "a\né"}
+
+
 # --- several writers ---------------------------------------
 
 

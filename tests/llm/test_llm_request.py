@@ -24,6 +24,7 @@ from nemo_sdg.llm.request import (
     Sampling,
     Usage,
     chat,
+    check_body,
     derive_seed,
     read_body,
     split_reasoning,
@@ -253,6 +254,7 @@ SCRIPTED: dict[str, tuple[list[dict[str, Any]], list[str | type[AnswerError]]]] 
 @pytest.mark.parametrize("name", SCRIPTED)
 def test_every_answer_becomes_a_text_or_a_reason(name: str) -> None:
     choices, expected = SCRIPTED[name]
+    check_body({"choices": choices})
     read, vectors = read_body({"choices": choices})
     found = Reply(choices=read).samples()
     assert vectors == ()
@@ -326,6 +328,8 @@ def test_a_field_for_reasoning_wins_over_nothing_inline() -> None:
 def test_a_body_that_breaks_the_protocol_is_named_so(body: Any) -> None:
     with pytest.raises(MalformedReply):
         read_body(body)
+    with pytest.raises(MalformedReply):
+        check_body(body)
 
 
 def test_embeddings_are_read() -> None:
