@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from nemo_sdg.llm.replica import Replica
 
-Order = tuple[int, int, int]
-
 
 @dataclass(slots=True)
 class Item:
@@ -48,6 +46,10 @@ class Item:
         return len(self.body) + 4 * (self.output_tokens or 0)
 
 
+Place = tuple[int, int, int, int, Item]
+"""What decides, the number of the request last; the item is never compared."""
+
+
 class Backlog:
     """Requests in order: oldest session first; in it what follows from answers, then the costliest.
 
@@ -57,7 +59,7 @@ class Backlog:
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[Order, int, Item]] = []
+        self._heap: list[Place] = []
         self._sequence = 0
         self._is_tail = False
 
@@ -68,7 +70,7 @@ class Backlog:
     def first(self) -> Item | None:
         """The next request that anybody still waits for."""
         while self._heap:
-            item = self._heap[0][2]
+            item = self._heap[0][4]
             if item.waiters:
                 return item
             heapq.heappop(self._heap)
@@ -83,13 +85,13 @@ class Backlog:
     def is_tail(self, is_tail: bool) -> None:
         if is_tail != self._is_tail:
             self._is_tail = is_tail
-            self._heap = [(self._order(item), number, item) for _, number, item in self._heap]
+            self._heap = [self._place(item, number) for _, _, _, number, item in self._heap]
             heapq.heapify(self._heap)
 
     def push(self, item: Item) -> None:
         """Put a request where it belongs."""
         self._sequence += 1
-        heapq.heappush(self._heap, (self._order(item), self._sequence, item))
+        heapq.heappush(self._heap, self._place(item, self._sequence))
 
     def pop(self) -> None:
         """Take the first request out."""
@@ -99,6 +101,6 @@ class Backlog:
         """Give up all that waits."""
         self._heap.clear()
 
-    def _order(self, item: Item) -> Order:
+    def _place(self, item: Item, number: int) -> Place:
         session = 0 if self._is_tail else item.session
-        return (session, -item.stage, -item.cost)
+        return (session, -item.stage, -item.cost, number, item)

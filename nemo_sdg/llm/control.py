@@ -39,7 +39,7 @@ from nemo_sdg.llm.refusals import STORM, Hold, Recently, RefusalWindow, Verdict,
 from nemo_sdg.llm.search import RECOVERY, START, Phase, Search
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ticket:
     """What is known about a request when it starts; handed back when it ends."""
 
@@ -112,7 +112,7 @@ class Concurrency:
 
     def wait_s(self, now: float) -> float:
         """Return the seconds until a request may start: 0: now; inf: when one in flight ends."""
-        if self.in_flight >= self.limit:
+        if self._search.in_flight >= self._search.limit:
             return math.inf
         return max(self._hold.wait_s(now), self._pace.wait_s(now))
 
@@ -121,9 +121,10 @@ class Concurrency:
         self._advance(now)
         self._pace.started(now)
         self._recently.started()
-        self._search.in_flight += 1
-        is_at_limit = self.in_flight >= min(self.limit - 1, 0.9 * self.limit)
-        return Ticket(now, self._share, self.in_flight, is_at_limit)
+        search = self._search
+        search.in_flight = in_flight = search.in_flight + 1
+        is_at_limit = in_flight >= min(search.limit - 1, 0.9 * search.limit)
+        return Ticket(now, self._share, in_flight, is_at_limit)
 
     def abandoned(self, now: float) -> None:
         """A request was cancelled by us: that says nothing about the endpoint."""
@@ -158,7 +159,8 @@ class Concurrency:
             self._hold.answered(ticket.started_s)
             if self._is_fixed:
                 search = self._search
-                search.level = min(search.goal, search.level + 4 * RECOVERY)
+                if search.level < search.goal:
+                    search.level = min(search.goal, search.level + 4 * RECOVERY)
             elif is_late:
                 self._shrink(self._search.level * 0.95)
             else:
@@ -169,8 +171,9 @@ class Concurrency:
             self._shrink(self._search.level * 0.95)
 
     def _advance(self, now: float) -> None:
-        if self.in_flight:
-            self._share += max(0.0, now - self._now_s) / self.in_flight
+        in_flight = self._search.in_flight
+        if in_flight and now > self._now_s:
+            self._share += (now - self._now_s) / in_flight
         self._now_s = now
 
     def _answered(self, now: float, ticket: Ticket, tokens: int | None) -> None:

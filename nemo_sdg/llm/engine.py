@@ -45,7 +45,6 @@ REPORT_S = 0.25
 REPORT_SOON_S = 0.03
 """Until the next report where the lease holds something up, or is handed back."""
 LEAST_SYNC_S = 0.05
-USAGE = ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens")
 REFUSALS_TO_STOP = 5
 """403s before anything was answered that are taken for a wrong key."""
 
@@ -235,8 +234,10 @@ class Engine:
         counts = self.counts
         counts["answers"] += 1
         counts["from_fallback"] += sent.replica.is_fallback
-        for name in USAGE:
-            counts[name] += getattr(usage, name)
+        counts["input_tokens"] += usage.input_tokens
+        counts["output_tokens"] += usage.output_tokens
+        counts["reasoning_tokens"] += usage.reasoning_tokens
+        counts["cached_tokens"] += usage.cached_tokens
         self.open.pop(sent.item.keys, None)
         self.outbox.answer(sent.item.waiters, lines)
 

@@ -59,6 +59,10 @@ class Fleet:
         The one with the least load for its weight; not the one that has just failed the request,
         as long as another may be asked.
         """
+        if len(self.replicas) == 1:
+            only = self.replicas[0]
+            wait_s = only.wait_s(now, len(item.body), item.output_tokens)
+            return (None, wait_s) if wait_s > 0 else (only, 0.0)
         candidates = self._candidates(item)
         others = [replica for replica in candidates if replica is not item.avoided]
         if any(not replica.health.is_suspect for replica in others):
@@ -101,8 +105,9 @@ class Fleet:
 
     def may_start(self, now: float) -> bool:
         """Say whether the lease is fresh and none of its allowances used up."""
-        return now <= self._until_s and all(
-            self.spent[what] < allowed for what, allowed in self._allowed.items()
+        return now <= self._until_s and (
+            not self._allowed
+            or all(self.spent[what] < allowed for what, allowed in self._allowed.items())
         )
 
     def used(self, replica: Replica, usage: Usage) -> None:

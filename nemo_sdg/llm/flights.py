@@ -14,7 +14,7 @@ from typing import Protocol
 
 from nemo_sdg.errors import RequestError
 from nemo_sdg.llm.backlog import Item
-from nemo_sdg.llm.ledger_entry import entries_of, usage_of
+from nemo_sdg.llm.ledger_entry import check_reply, lines_of
 from nemo_sdg.llm.replica import Flight, Replica
 from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.transport import Arrived, Cancellable
@@ -108,7 +108,8 @@ class Flights:
     def _arrived(self, sent: Sent, reply: Arrived) -> None:
         item, replica = sent.item, sent.replica
         try:
-            lines = entries_of(
+            usage = check_reply(reply.body)
+            lines = lines_of(
                 item.keys,
                 reply.body,
                 model=item.model,
@@ -121,7 +122,7 @@ class Flights:
             sent.usage = usage_told(reply.body)
             self._failed(sent, error)
         else:
-            sent.code, sent.usage = "", usage_of(reply.body)
+            sent.code, sent.usage = "", usage
             self._ends.answered(sent, lines)
 
     def _failed(self, sent: Sent, error: RequestError) -> None:

@@ -68,8 +68,42 @@ def entries_of(
     Raises:
         MalformedReply: the reply is not what the protocol says, or lacks samples.
     """
+    check_reply(body)
+    return lines_of(
+        keys,
+        body,
+        model=model,
+        endpoint=endpoint,
+        attempts=attempts,
+        latency_s=latency_s,
+        data=data,
+    )
+
+
+def check_reply(body: Mapping[str, Any]) -> Usage:
+    """Return what a reply says it cost, once it is known to be one.
+
+    Raises:
+        MalformedReply: it is not what the protocol says.
+    """
     check_body(body)
-    usage_of(body)
+    try:
+        return Usage.from_body(body.get("usage"))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise MalformedReply(f"the usage of the reply cannot be read: {error!r}") from None
+
+
+def lines_of(
+    keys: Sequence[str],
+    body: Mapping[str, Any],
+    *,
+    model: str,
+    endpoint: str,
+    attempts: int,
+    latency_s: float,
+    data: bytes | None = None,
+) -> list[bytes]:
+    """Return the lines of a reply that was checked; see `entries_of`."""
     meta = {
         "model": model,
         "endpoint": endpoint,
@@ -81,18 +115,6 @@ def entries_of(
         return [entry(keys[0], meta, orjson.Fragment(data))]  # as it came: not written anew
     samples = split_samples(body, len(keys))
     return [entry(key, meta, sample) for key, sample in zip(keys, samples, strict=True)]
-
-
-def usage_of(body: Mapping[str, Any]) -> Usage:
-    """Return what a reply says it cost.
-
-    Raises:
-        MalformedReply: that cannot be read.
-    """
-    try:
-        return Usage.from_body(body.get("usage"))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise MalformedReply(f"the usage of the reply cannot be read: {error!r}") from None
 
 
 def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:

@@ -113,6 +113,8 @@ class Health:
         return self.failures_to_suspect << min(max(self._trials - 1, 0), 6)
 
     def _clear(self) -> None:
+        if not (self._failures or self._failed_probes or self.is_suspect):
+            return
         self.is_suspect = False
         self._failures = self._failed_probes = 0
         self._first_failure = None

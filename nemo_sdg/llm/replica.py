@@ -79,7 +79,10 @@ class Replica:
 
     def wait_s(self, now: float, size: int, output_tokens: int | None) -> float:
         """Return the seconds until a request may be sent; inf: when something ends or changes."""
-        if self.in_flight >= self.health.room(min(self.control.limit, self.slots)):
+        control = self.control
+        if control.in_flight >= self.slots or control.in_flight >= control.limit:
+            return math.inf  # as nearly always: a slot has just been taken
+        if control.in_flight >= self.health.room(min(control.limit, self.slots)):
             return math.inf
         wait_s = self.control.wait_s(now)
         if self._rates is not None and wait_s < math.inf:

@@ -42,6 +42,7 @@ class Search:
 
     Attributes:
         level: what is allowed now, before it is rounded to `limit`.
+        limit: the level as a number of requests, from 1 to the maximum.
         goal: what this phase wants to allow; single refusals keep the level below it for a while.
         home: where the next phase returns to.
         in_flight: requests in flight; kept by the owner.
@@ -67,9 +68,14 @@ class Search:
         self._before = self.home  # home, mean of the last 20 latencies
 
     @property
-    def limit(self) -> int:
-        """The level as a number of requests, from 1 to the maximum."""
-        return max(1, min(int(self.level + 1e-9), self._maximum))
+    def level(self) -> float:
+        """What is allowed now; see `limit`, which is asked far more often."""
+        return self._level
+
+    @level.setter
+    def level(self, level: float) -> None:
+        self._level = level
+        self.limit = max(1, min(int(level + 1e-9), self._maximum))
 
     @property
     def maximum(self) -> int:
@@ -79,6 +85,7 @@ class Search:
     @maximum.setter
     def maximum(self, maximum: int) -> None:
         self._maximum = max(1, maximum)
+        self.level = self._level  # the limit with it
         if max(self.level, self.home) > self._maximum:
             self.home = min(self.home, float(self._maximum))
             self.rest()

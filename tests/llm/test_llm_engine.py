@@ -763,7 +763,7 @@ def test_a_defect_of_the_engine_stops_it_instead_of_losing_a_row(
     def broken(*args: Any, **options: Any) -> Any:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("nemo_sdg.llm.flights.entries_of", broken)
+    monkeypatch.setattr("nemo_sdg.llm.flights.lines_of", broken)
     with (
         ScriptedEndpoint(**ECHO) as server,
         engine(server.url) as handle,
