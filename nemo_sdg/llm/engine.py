@@ -42,7 +42,7 @@ REFRESH_S = 1.0
 REFRESH_BYTES = 4 << 20
 """Read of other writers' files in one turn of the event loop; some ten milliseconds."""
 REPORT_S = 0.25
-REPORT_SOON_S = 0.03
+REPORT_SOON_S = 0.01
 """Until the next report where the lease holds something up, or is handed back."""
 LEAST_SYNC_S = 0.05
 REFUSALS_TO_STOP = 5
@@ -68,7 +68,7 @@ class Engine:
         self._refused: list[tuple[Item, RequestError]] = []
         self.flights = Flights(self, self.tries)
         self._later = Later(self._again)
-        self._newest = 0
+        self._newest = self._told_wanted = 0
         self._refreshed = 0.0
         self._pump_timer: asyncio.TimerHandle | None = None
         self._report_timer: asyncio.TimerHandle | None = None
@@ -113,6 +113,8 @@ class Engine:
                     self._close_session(rest[0])
                 elif what == "lease":
                     self._take_lease(*rest)
+                elif what == "report":
+                    self._tell()
         finally:
             self.backlog.clear()
             self._later.clear()
@@ -155,6 +157,8 @@ class Engine:
             item = Item(tuple(keys), kind, model, body, output_tokens, session, stage, label)
             self._take(item, token, [next(filed) for _ in keys])
         self._pump()
+        if self._told_wanted <= self.fleet.slots < self._wanted:
+            self._tell_soon()  # there may be more slots for what has come
 
     def _filed(self, keys: list[str]) -> list[bytes | None]:
         if self.ledger is not None and self.fatal is None:
@@ -224,6 +228,8 @@ class Engine:
         """Send the next request in the slot of one that has ended."""
         self._may_tell_soon(sent.replica)
         self._pump()
+        if self.fleet.is_wanted and self._wanted < self.fleet.slots:
+            self._tell_soon()
 
     def answered(self, sent: Sent, lines: list[bytes]) -> None:
         """File an answer and hand it over."""
@@ -304,10 +310,18 @@ class Engine:
 
     def _take_lease(self, sent_s: float, lease: dict[str, Any], is_tail: bool) -> None:
         self.backlog.is_tail = is_tail
+        before = self.fleet.slots
         end = self.fleet.take_lease(sent_s, lease)
         if end is not None and self.backlog.first is not None and not self.flights:
             self._stop(end)
         self._pump()
+        if self.fleet.slots < before and self.fleet.is_wanted:
+            self._tell()  # what is taken away goes to others when they know that we know
+
+    @property
+    def _wanted(self) -> int:
+        """Requests that could be in flight at once if there were room for all."""
+        return self.in_flight + len(self.backlog) + len(self._later)
 
     def _may_tell_soon(self, replica: Replica) -> None:
         """A slot is free: where more were taken than leased, others wait for it."""
@@ -334,8 +348,8 @@ class Engine:
         }
         self.outbox.flush()  # and with it the tries, after the answers they belong to
         self.counts["cost"] = self.fleet.spent["cost"]  # type: ignore[assignment]
-        wanted = self.in_flight + len(self.backlog) + len(self._later)
-        report = self.fleet.report(wanted=wanted)
+        self._told_wanted = self._wanted
+        report = self.fleet.report(wanted=self._told_wanted)
         self.outbox.send("state", state, dict(self.counts), report, time.monotonic())
 
     def has_defect(self, error: BaseException) -> None:

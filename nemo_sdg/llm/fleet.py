@@ -27,6 +27,8 @@ class Fleet:
         replicas: the endpoints that serve the model, and last the fallback, where there is one.
         primaries: those without the fallback.
         spent: requests, tokens and cost since the start.
+        slots: requests in flight that the lease allows, at all endpoints.
+        is_wanted: other engines could use what this one does not.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -43,6 +45,7 @@ class Fleet:
         self.primaries = [replica for replica in self.replicas if not replica.is_fallback]
         self.spent: dict[str, float] = dict.fromkeys(("requests", "tokens", "cost"), 0.0)
         self._allowed: dict[str, float] = dict.fromkeys(config.caps.given(), 0.0)
+        self.slots, self.is_wanted = 0, False
         self._until_s = -math.inf
         self._heard = 0
 
@@ -125,6 +128,7 @@ class Fleet:
         for number, replica in enumerate(self.replicas):
             replica.lease(lease["slots"][name_of(number)])
         self._allowed = lease["allowed"]
+        self.slots, self.is_wanted = sum(lease["slots"].values()), lease["is_wanted"]
         what = lease["is_spent"]
         if what is None:
             return None

@@ -20,14 +20,30 @@ from nemo_sdg.llm.leases import LeaseOffice, Report, Terms
 
 _NAME = "nemo-sdg-leases"
 
+CALL = "nemo_sdg_ask"
+"""The message from the scheduler that tells an engine of a worker to ask for a lease now."""
+
 Granted = Callable[[dict[str, Any]], None]
 Failed = Callable[[NemoSdgError], None]
+
+_called: dict[str, Callable[[], None]] = {}
+"""What is done when an engine of this process is told to ask, by its name."""
+
+
+def call(holder: str) -> None:
+    """Have an engine of this process ask for its lease."""
+    ask = _called.get(holder)
+    if ask is not None:
+        ask()
 
 
 class Desk(Protocol):
     """Where an engine renews its lease."""
 
     worker: str
+
+    def open(self, holder: str, ask: Callable[[], None]) -> None:
+        """Name what is called when an engine should renew its lease at once; it must not wait."""
 
     def renew(self, name: str, report: Report, terms: Terms, granted: Granted) -> None:
         """Send a report; `granted` is called with the lease, or never where none can be had."""
@@ -43,16 +59,28 @@ class LocalDesk:
     _office = LeaseOffice()
     _lock = threading.Lock()
 
+    def open(self, holder: str, ask: Callable[[], None]) -> None:
+        """See `Desk`."""
+        _called[holder] = ask
+
     def renew(self, name: str, report: Report, terms: Terms, granted: Granted) -> None:
         """See `Desk`."""
         with self._lock:
-            lease = self._office.renew(name, report.to_plain(), terms.to_plain(), time.monotonic())
+            now = time.monotonic()
+            lease = self._office.renew(name, report.to_plain(), terms.to_plain(), now)
+            due = self._office.due(name, now)
         granted(lease)
+        for holder, _ in due:
+            call(holder)
 
     def leave(self, name: str, holder: str) -> None:
         """See `Desk`."""
+        _called.pop(holder, None)
         with self._lock:
             self._office.leave(name, holder)
+            due = self._office.due(name, time.monotonic())
+        for other, _ in due:
+            call(other)
 
 
 class SchedulerDesk:
@@ -63,12 +91,18 @@ class SchedulerDesk:
         self._worker, self._failed = worker, failed
         self._is_open = False
 
+    def open(self, holder: str, ask: Callable[[], None]) -> None:
+        """See `Desk`."""
+        _called[holder] = ask
+        self._worker.stream_handlers[CALL] = call
+
     def renew(self, name: str, report: Report, terms: Terms, granted: Granted) -> None:
         """See `Desk`."""
         self._soon(self._renew(name, report, terms, granted))
 
     def leave(self, name: str, holder: str) -> None:
         """See `Desk`."""
+        _called.pop(holder, None)
         self._soon(self._leave(name, holder))
 
     def _soon(self, call: Any) -> None:

@@ -16,6 +16,9 @@ Two rules make the limits hold while messages are on their way and workers vanis
   have started before stays counted until it reports again, its worker has left the cluster, or the
   longest request has ended.
 
+What one needs no more another should have at once, not after two turns of the clock: `due` names
+the engines whose lease would be another one if they asked now, for them to be told to ask.
+
 A worker that is killed cannot tell what it spent since its last report, a fraction of a second.
 """
 
@@ -33,6 +36,9 @@ KEPT_S = 3600.0
 """A book that nobody wrote in for so long is thrown away."""
 
 _ENOUGH = 1e-9
+
+LEAST_CHANGE = 2
+"""Slots more or less for which an engine is told to ask; one may go to and fro for ever."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,12 +98,14 @@ class Lease:
         slots: requests in flight, by endpoint.
         allowed: what it may have spent in all since it started; only for what has a cap.
         is_spent: a cap is used up, and nothing of anybody is in flight any more.
+        is_wanted: others could use what this engine does not: it should tell at once.
     """
 
     number: int
     slots: dict[str, int]
     allowed: dict[str, float]
     is_spent: str | None = None
+    is_wanted: bool = False
     ttl_s: float = LEASE_S
 
     def to_plain(self) -> dict[str, Any]:
@@ -111,6 +119,7 @@ class _Holder:
 
     Attributes:
         leases: the one that it goes by, and those after it: any of them may be in its hands.
+        was_called: it was told to ask, and has not yet.
     """
 
     worker: str
@@ -120,11 +129,18 @@ class _Holder:
     spent: Mapping[str, float] = field(default_factory=dict)
     number: int = 0
     until_s: float = 0.0
+    was_called: bool = False
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it could use more slots than it was given last."""
+        return not self.leases or self.wanted > sum(self.leases[-1].slots.values())
 
     def takes(self, report: Report) -> None:
         """Take what it reports."""
         self.in_flight, self.wanted, self.spent = report.in_flight, report.wanted, report.spent
         self.leases = [lease for lease in self.leases if lease.number >= report.heard]
+        self.was_called = False
 
     def holds(self, name: str) -> int:
         """Requests that it has, or may have started or yet start, at an endpoint."""
@@ -155,15 +171,33 @@ class LeaseBook:
         holder = self._holders.setdefault(report.holder, _Holder(report.worker))
         holder.takes(report)
         holder.number += 1
+        holder.until_s = now + LEASE_S
+        others = (one for one in self._holders.values() if one is not holder)
         lease = Lease(
             number=holder.number,
-            slots={name: self._slots(name, holder, now) for name in self.terms.slots},
+            slots={name: self._dealt(name, now)[report.holder] for name in self.terms.slots},
             allowed={what: self._allowance(what, holder) for what in self.terms.caps},
             is_spent=self._used_up(),
+            is_wanted=any(one.is_short and now <= one.until_s for one in others),
         )
         holder.leases.append(lease)
-        holder.until_s = now + LEASE_S
         return lease
+
+    def due(self, now: float) -> list[tuple[str, str]]:
+        """Return engines that should ask now, and their workers; each once until it has asked."""
+        changed: set[str] = set()
+        for name in self.terms.slots:
+            for holder, slots in self._dealt(name, now).items():
+                last = self._holders[holder].leases[-1:]
+                if last and abs(slots - last[0].slots[name]) >= LEAST_CHANGE:
+                    changed.add(holder)
+        found = []
+        for holder in sorted(changed):
+            one = self._holders[holder]
+            if not one.was_called:
+                one.was_called = True
+                found.append((holder, one.worker))
+        return found
 
     def leave(self, holder: str) -> None:
         """Take back all of an engine that has ended."""
@@ -183,15 +217,25 @@ class LeaseBook:
         of_holders = sum(one.spent.get(what, 0.0) for one in self._holders.values())
         return self._spent_by_gone.get(what, 0.0) + of_holders
 
-    def _slots(self, name: str, holder: _Holder, now: float) -> int:
-        """Return the fair share of an engine, or what of it the others have given back already."""
-        total = self.terms.slots[name]
-        others = [one for one in self._holders.values() if one is not holder]
-        longest_s = self.terms.longest_s
-        taken = sum(one.holds(name) for one in others if now <= one.until_s + longest_s)
-        sharing = [one for one in self._holders.values() if one is holder or now <= one.until_s]
-        shares = _fair_shares(total, [one.wanted for one in sharing])
-        return max(0, min(shares[sharing.index(holder)], total - taken))
+    def _dealt(self, name: str, now: float) -> dict[str, int]:
+        """Return what each engine would get: its fair share, or what others have given back of it.
+
+        Those whose lease has run out get nothing before they report; what they may have in flight
+        counts until the longest request has ended.
+        """
+        total, longest_s = self.terms.slots[name], self.terms.longest_s
+        held = {
+            holder: one.holds(name)
+            for holder, one in self._holders.items()
+            if now <= one.until_s + longest_s
+        }
+        taken = sum(held.values())
+        sharing = {holder: one for holder, one in self._holders.items() if now <= one.until_s}
+        shares = _fair_shares(total, [one.wanted for one in sharing.values()])
+        return {
+            holder: max(0, min(share, total - (taken - held[holder])))
+            for holder, share in zip(sharing, shares, strict=True)
+        }
 
     def _allowance(self, what: str, holder: _Holder) -> float:
         others = [one for one in self._holders.values() if one is not holder]
@@ -248,6 +292,10 @@ class LeaseOffice:
                 del self.books[old]
             book = self.books[name] = LeaseBook(Terms(**terms))
         return book.renew(Report(**report), now).to_plain()
+
+    def due(self, name: str, now: float) -> list[tuple[str, str]]:
+        """Return the engines of a book that should ask now, and their workers."""
+        return self.books[name].due(now) if name in self.books else []
 
     def leave(self, name: str, holder: str) -> None:
         """Take back all of an engine that has ended; its book stays for what was spent."""

@@ -23,6 +23,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from nemo_sdg import errors
@@ -87,6 +88,7 @@ class EngineHandle:
         self._send_lock = threading.Lock()
         self._desk = desk_of_this_place(self._fail)
         self._name = f"{self._desk.worker}-{uuid.uuid4().hex}"
+        self._desk.open(self._name, partial(self._send, ["report"]))
         self._book, self._terms = config.book, config.terms
         ours, theirs = socket.socketpair()
         self._connection = ours

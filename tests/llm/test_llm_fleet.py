@@ -283,6 +283,23 @@ def _ask_many(url: str, worker: int, count: int) -> int:
     return len(texts(found))
 
 
+def test_slots_go_over_at_once_and_not_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_sdg.llm.engine.REPORT_S", 3600.0)
+    with (
+        ScriptedEndpoint(default="echo", latency=fixed(0.02)) as server,
+        engine(server.url, concurrency=8) as first,
+        first.session() as long,
+    ):
+        long.submit([(i, ask(f"long {i}")) for i in range(400)])
+        until(lambda: server.log.max_in_flight == 8)
+        with engine(server.url, concurrency=8) as second, second.session() as short:
+            short.submit([(i, ask(f"short {i}")) for i in range(40)])
+            collect(short, 40)  # although the first had all, and sends no report by itself
+            until(lambda: first._slots >= 7)
+        collect(long, 400)
+        assert server.log.max_in_flight == 8
+
+
 def test_without_a_fresh_lease_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     from nemo_sdg.llm import leases, worker
 

@@ -147,6 +147,32 @@ def test_a_shrink_counts_when_it_is_acknowledged() -> None:
     assert book.renew(new.report(), 0.7).slots == {"0": 5}
 
 
+def test_whose_lease_would_be_another_one_is_told_to_ask_and_once() -> None:
+    book = LeaseBook(terms({"0": 10}))
+    old, new = Worker("old", queued=99), Worker("new", queued=99)
+    settle(book, [old])
+    assert book.due(0.0) == []
+    old.start(0.0, has_cap=False)
+    book.renew(new.report(), 0.1)
+    assert book.due(0.1) == [("old", "old")]
+    assert book.due(0.1) == []
+    old.unheard.append((0.2, book.renew(old.report(), 0.2)))
+    assert book.due(0.2) == []  # not before the smaller lease was heard
+    old.hear()
+    old.in_flight = 9
+    assert book.renew(old.report(), 0.3).is_wanted
+    assert book.due(0.3) == []  # one slot is not worth it
+    old.in_flight = 5
+    book.renew(old.report(), 0.4)
+    assert book.due(0.4) == [("new", "new")]
+    assert book.renew(new.report(), 0.5).slots == {"0": 5}
+    assert book.due(0.5) == []
+    book.worker_left("new")
+    assert book.due(0.6) == [("old", "old")]
+    assert not book.renew(old.report(), 0.7).is_wanted
+    assert book.due(0.7 + LEASE_S + 0.1) == []  # its lease has run out: it asks by itself or not
+
+
 def test_who_does_not_renew_keeps_what_it_may_have_started_and_who_left_nothing() -> None:
     book = LeaseBook(terms({"0": 10}))
     gone, here = Worker("gone", queued=99), Worker("here", queued=99)
