@@ -24,7 +24,11 @@ from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.errors import RowError
 from nemo_sdg.llm.client import AsyncClient, Client
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.request import Request
+from nemo_sdg.llm.request_form import Filled
 from nemo_sdg.stages.generate import Generate
+from nemo_sdg.stages.known import NOTHING_KNOWN
+from nemo_sdg.stages.merge import Row
 from nemo_sdg.tasks.registry import all_tasks, get_task
 from nemo_sdg.tasks.task import FlowTask, Task
 
@@ -190,3 +194,19 @@ def test_no_task_asks_while_its_graph_is_built(scripted: Callable[..., Any]) -> 
         lazy = Generate(task, endpoint)(DocumentDataset.from_pandas(rows_of(task), npartitions=3))
         assert repr(lazy) and list(lazy.df.optimize().columns), name
     assert not server.log.entries
+
+
+@pytest.mark.parametrize("name", [n for n, t in all_tasks().items() if isinstance(t, Task)])
+def test_rows_without_a_flow_ask_what_their_flows_ask(name: str) -> None:
+    frame = rows_of(get_task(name))
+    stage = Generate(get_task(name), Endpoint(url="http://127.0.0.1:9/v1", model="m"), seed=SEED)
+    rows = [Row() for _ in range(len(frame))]
+    _, quick = stage._started(frame, rows, NOTHING_KNOWN)
+    _, usual = stage._flows_started(frame, rows, NOTHING_KNOWN)
+    assert [written(request) for _, request in quick] == [written(r) for _, r in usual]
+    assert len(usual) == ROWS
+
+
+def written(request: Request | Filled) -> tuple[Any, ...]:
+    body = request.body(max_tokens_field="max_completion_tokens", stream=True)
+    return request.keys(), request.body(), body, request.prompt_hash(), request.seed, request.kind

@@ -18,6 +18,7 @@ from typing import Any, Self
 from nemo_sdg.errors import NotFiled
 from nemo_sdg.llm.ledger import Ledger, read_reply
 from nemo_sdg.llm.request import Reply, Request
+from nemo_sdg.llm.request_form import Filled
 
 
 class Archive:
@@ -42,7 +43,7 @@ class Archive:
         """Open a session of one thread; a label of its requests is for engines that send some."""
         return ArchiveSession(self)
 
-    def find(self, request: Request) -> Reply | NotFiled:
+    def find(self, request: Request | Filled) -> Reply | NotFiled:
         """Return the answer to a request, or say that there is none."""
         keys = request.keys()
         with self._lock:
@@ -66,7 +67,7 @@ class ArchiveSession:
     def __exit__(self, *_: object) -> None:
         self._answers.clear()
 
-    def submit(self, items: Iterable[tuple[int, Request]]) -> None:
+    def submit(self, items: Iterable[tuple[int, Request | Filled]]) -> None:
         """Look requests up."""
         self._answers += [(token, self._archive.find(request)) for token, request in items]
 

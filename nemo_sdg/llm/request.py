@@ -46,13 +46,17 @@ def chat(system: str | None, user: str) -> tuple[Message, ...]:
     return ({"role": "system", "content": system}, *messages) if system else messages
 
 
-def _hash(value: Any, size: int = 16) -> str:
+def canonical(value: Any) -> bytes:
+    """Return the JSON that stands for a value in hashes."""
     # Surrogates cannot be encoded: they would fail here although JSON escapes allow them.
     try:
-        data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     except TypeError:
-        data = repr(value).encode("utf-8", "backslashreplace")
-    return hashlib.blake2b(data, digest_size=size).hexdigest()
+        return repr(value).encode("utf-8", "backslashreplace")
+
+
+def _hash(value: Any, size: int = 16) -> str:
+    return hashlib.blake2b(canonical(value), digest_size=size).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,8 +137,8 @@ class Request:
         """Return the text of all messages, for plain completion, estimates and hashes."""
         return "\n\n".join(str(m.get("content") or "") for m in self.messages)
 
-    def keys(self) -> tuple[str, ...]:
-        """Return the ledger keys, 32 hex digits each, one for every sample (`sampling.n`)."""
+    def key_source(self) -> dict[str, Any]:
+        """Return what the key of the first sample is a hash of."""
         described: dict[str, Any] = {
             "v": KEY_VERSION,
             "kind": self.kind,
@@ -142,9 +146,13 @@ class Request:
             "messages": self._messages(),
             "sampling": self.sampling._described,
         }
-        if self.sampling.is_deterministic and self.sampling.n == 1:
-            return (_hash(described),)
-        described |= {"seed": self.seed, "sample": 0}
+        if not (self.sampling.is_deterministic and self.sampling.n == 1):
+            described |= {"seed": self.seed, "sample": 0}
+        return described
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the ledger keys, 32 hex digits each, one for every sample (`sampling.n`)."""
+        described = self.key_source()
         if self.sampling.n == 1:
             return (_hash(described),)
         return tuple(_hash(described | {"sample": i}) for i in range(self.sampling.n))

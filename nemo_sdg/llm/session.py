@@ -11,6 +11,7 @@ from nemo_sdg import errors
 from nemo_sdg.errors import RequestError
 from nemo_sdg.llm.ledger import read_reply
 from nemo_sdg.llm.request import Reply, Request
+from nemo_sdg.llm.request_form import Filled
 
 if TYPE_CHECKING:
     from nemo_sdg.llm.worker import EngineHandle
@@ -45,7 +46,7 @@ class Session:
     ) -> None:
         self.close()
 
-    def submit(self, items: Iterable[tuple[int, Request]]) -> None:
+    def submit(self, items: Iterable[tuple[int, Request | Filled]]) -> None:
         """Hand over requests, each with a token of your choice that is not on its way.
 
         What is handed over later follows from answers: it goes before the rest of the session.

@@ -35,6 +35,7 @@ from nemo_sdg.llm.lease_service import desk_of_this_place
 from nemo_sdg.llm.leases import Report
 from nemo_sdg.llm.limits import FailureGuard
 from nemo_sdg.llm.request import Request
+from nemo_sdg.llm.request_form import Filled
 from nemo_sdg.llm.session import Answer, Session
 
 __all__ = ["Answer", "EngineHandle", "EngineLost", "Session", "engines", "get_engine", "run_ends"]
@@ -174,7 +175,9 @@ class EngineHandle:
 
     # --- for Session -----------------------------------------------------------------------------
 
-    def _submit(self, session: Session, items: Iterable[tuple[int, Request]], stage: int) -> None:
+    def _submit(
+        self, session: Session, items: Iterable[tuple[int, Request | Filled]], stage: int
+    ) -> None:
         packed, size = [], 0
         unsendable: list[list[Any]] = []
         for token, request in items:

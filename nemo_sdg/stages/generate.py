@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from nemo_sdg.data.backend import to_values
 from nemo_sdg.errors import ConfigurationError, Interrupted, NotFiled, PoisonousRow, RowError
@@ -23,6 +23,7 @@ from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.engine_config import Caps, EngineConfig
 from nemo_sdg.llm.limits import FailureRule
 from nemo_sdg.llm.request import Reply, Request, Sampling
+from nemo_sdg.llm.request_form import Filled
 from nemo_sdg.llm.retry import RetryPolicy
 from nemo_sdg.llm.worker import EngineHandle, get_engine
 from nemo_sdg.stages.base import (
@@ -34,11 +35,13 @@ from nemo_sdg.stages.base import (
 from nemo_sdg.stages.fit import fitted_sample
 from nemo_sdg.stages.known import NOTHING_KNOWN, Known, KnownFailure, Place
 from nemo_sdg.stages.merge import Row, merged, samples_of
+from nemo_sdg.stages.one_question import OneQuestion, form_of_task
 from nemo_sdg.stages.provenance import outcome_of, provenance_of
 from nemo_sdg.stages.waiting import Guard, cancellation, thread_given_back, warn_of_outage
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
 _NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop")
+_NO_INPUT = "a column that the prompt needs is null"
 _WHOLE = ("top_k", "max_output_tokens", "logprobs")  # pandas makes floats of integers with gaps
 
 
@@ -48,10 +51,9 @@ class NoInput(RowError):
     code = "no_input"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _Asked(NamedTuple):
     row: int
-    request: Request
+    request: Request | Filled
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Generate(Stage):
     def file(self, frame: Any, known: Known) -> None:
         """Ask the first question of every row and read no answer; they stand in the ledger then."""
         rows = [Row() for _ in range(len(frame))]
-        first = self._started(Crowd(), frame, rows, known)
+        _, first = self._started(frame, rows, known)
         with get_engine(self.config()).session(self.task.name) as session:
             session.submit(first)
             left = len(first)
@@ -189,8 +191,7 @@ class Generate(Stage):
     def _ask(self, frame: Any, record: Record | None) -> list[Row]:
         rows = [Row() for _ in range(len(frame))]
         known = NOTHING_KNOWN if record is None else record.known
-        crowd = Crowd()
-        first = self._started(crowd, frame, rows, known)
+        crowd, first = self._started(frame, rows, known)
         engine = get_archive(self.ledger or "") if self.replays else get_engine(self.config())
         guard = Guard(self.task, engine)
         asked = self._exchange(crowd, first, rows, guard, warns=record is None)
@@ -206,18 +207,43 @@ class Generate(Stage):
         return rows
 
     def _started(
-        self, crowd: Crowd, frame: Any, rows: list[Row], known: Known
-    ) -> list[tuple[int, Request]]:
-        """Start the flows of all rows that can be asked about; return their first requests."""
+        self, frame: Any, rows: list[Row], known: Known
+    ) -> tuple[Crowd, list[tuple[int, Request | Filled]]]:
+        """Start all rows that can be asked about; return their first requests."""
+        asks_as_declared = not (self.from_columns or known.poisonous or known.again)
+        form = form_of_task(self.task, self.endpoint.model) if asks_as_declared else None
+        if form is not None and isinstance(self.task, Task):
+            columns = {name: to_values(frame[column]) for name, column in self.inputs.items()}
+            crowd = OneQuestion(
+                self.task,
+                model=self.endpoint.model,
+                seed=self.seed,
+                ids=self._row_ids(frame),
+                columns=columns,
+                form=form,
+            )
+            asked = []
+            for number, row in enumerate(rows):
+                if any(column[number] is None for column in columns.values()):
+                    row.error = NoInput(_NO_INPUT)
+                else:
+                    asked.append(number)
+            return crowd, crowd.start_all(asked)
+        return self._flows_started(frame, rows, known)
+
+    def _flows_started(
+        self, frame: Any, rows: list[Row], known: Known
+    ) -> tuple[Crowd, list[tuple[int, Request | Filled]]]:
+        crowd = Crowd()
         ids = self._row_ids(frame)
         places = Record(id_field=self.id_field).places(frame)
-        first = []
+        first: list[tuple[int, Request | Filled]] = []
         for number, (values, sampling) in enumerate(self._values(frame)):
             if places[number] in known.poisonous:
                 rows[number].error = PoisonousRow()
                 continue
             if any(value is None for value in values.values()):
-                rows[number].error = NoInput("a column that the prompt needs is null")
+                rows[number].error = NoInput(_NO_INPUT)
                 continue
             stamp = stamp_of(
                 self.task.name, model=self.endpoint.model, seed=self.seed, row_id=ids[number]
@@ -227,12 +253,12 @@ class Generate(Stage):
                 # A flow's own sampling is its own affair; its model comes with the stamp.
                 sampling = again.values(sampling) if isinstance(self.task, Task) else sampling
             first.extend(crowd.start(number, self.task.flow(values, sampling), stamp))
-        return first
+        return crowd, first
 
     def _exchange(
         self,
         crowd: Crowd,
-        first: list[tuple[int, Request]],
+        first: list[tuple[int, Request | Filled]],
         rows: list[Row],
         guard: Guard,
         *,
@@ -251,7 +277,7 @@ class Generate(Stage):
             due = first
             while True:
                 for token, request in due:
-                    on_way[token] = _Asked(row=crowd.row_of(token), request=request)
+                    on_way[token] = _Asked(crowd.row_of(token), request)
                 session.submit(due)
                 if not on_way:
                     return answered

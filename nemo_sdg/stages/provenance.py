@@ -7,6 +7,7 @@ from typing import Any
 
 from nemo_sdg.errors import RowError
 from nemo_sdg.llm.request import Reply, Request
+from nemo_sdg.llm.request_form import Filled
 from nemo_sdg.stages.base import ASKED_AGAIN, KEPT
 from nemo_sdg.tasks.task import FlowTask, Task
 
@@ -32,7 +33,7 @@ def outcome_of(task: Task | FlowTask, error: RowError | None, call: Any, reply: 
 def provenance_of(
     place: tuple[str | None, int | None],
     task: str,
-    request: Request,
+    request: Request | Filled,
     reply: Reply,
     *,
     cost: float | None,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import repeat
 
 from nemo_sdg.errors import PromptError
 
@@ -104,6 +105,18 @@ class Template:
             )
         except KeyError as missing:
             raise PromptError(f"no value for the placeholder {{{missing.args[0]}}}") from None
+
+    def render_columns(
+        self, columns: Mapping[str, Sequence[object]], rows: Sequence[int]
+    ) -> list[str]:
+        """Return `render` for every one of `rows`, with its values in `columns`."""
+        lanes: list[Iterable[str]] = [
+            repeat(part, len(rows))
+            if isinstance(part, str)
+            else map(str, [columns[part[0]][row] for row in rows])
+            for part in self.parts
+        ]
+        return ["".join(pieces) for pieces in zip(*lanes, strict=True)]
 
     def pattern(self) -> re.Pattern[str]:
         """Return a pattern that reads the values back out of a rendered prompt."""

@@ -302,11 +302,19 @@ class Task(_Face):
 
     def _parsed(self, text: str, values: Mapping[str, Any]) -> Any:
         try:
-            value = self.parse(text)
-            if self.check is not None:
-                self.check(value, values)
+            return self.read(text, values)
         except AnswerError as error:
             return error
+
+    def read(self, text: str, values: Mapping[str, Any]) -> Any:
+        """Return the value of an answer, parsed and held against the row's prompt values.
+
+        Raises:
+            AnswerError: the answer is of no use.
+        """
+        value = self.parse(text)
+        if self.check is not None:
+            self.check(value, values)
         return value
 
 
