@@ -139,13 +139,18 @@ class Fleet:
         )
 
     def report(self, *, wanted: int) -> dict[str, Any]:
-        """Return what `leases.Report` tells, without the names."""
+        """Return what `leases.Report` tells, without the names; give up what others want."""
+        if self.is_wanted and wanted < self.slots:
+            for replica in self.replicas:
+                replica.lease(min(replica.slots, wanted))
+            self.slots = sum(replica.slots for replica in self.replicas)
         numbered = [(name_of(number), replica) for number, replica in enumerate(self.replicas)]
         return {
             "heard": self._heard,
             "in_flight": {name: replica.in_flight for name, replica in numbered},
             "wanted": wanted,
             "spent": self.spent,
+            "kept": {name: replica.slots for name, replica in numbered},
         }
 
     # --- words ---------------------------------------------------------------------------------

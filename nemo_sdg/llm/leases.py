@@ -11,7 +11,8 @@ Two rules make the limits hold while messages are on their way and workers vanis
 
 - **A shrink counts when it is acknowledged.** An engine that is told to hold less may not have
   heard it yet, and its requests in flight go on. So others get what it gives back only after it
-  has reported that it heard the smaller lease and has no more than that in flight.
+  has reported that it heard the smaller lease and has no more than that in flight. What it gives up
+  by itself (`Report.kept`) is free at once.
 - **A lease has a time to live.** An engine that cannot renew it starts nothing new. What it may
   have started before stays counted until it reports again, its worker has left the cluster, or the
   longest request has ended.
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 LEASE_S = 10.0
@@ -75,6 +76,7 @@ class Report:
         in_flight: requests in flight, by endpoint.
         wanted: requests that could be in flight at once if there were room for all.
         spent: what it has spent since it started.
+        kept: of the lease it goes by, slots by endpoint that it has not given up; none: all.
     """
 
     holder: str
@@ -83,6 +85,7 @@ class Report:
     in_flight: Mapping[str, int]
     wanted: int
     spent: Mapping[str, float] = field(default_factory=dict)
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values, to be sent."""
@@ -107,6 +110,11 @@ class Lease:
     is_spent: str | None = None
     is_wanted: bool = False
     ttl_s: float = LEASE_S
+
+    def kept(self, kept: Mapping[str, int]) -> Lease:
+        """Return what is left of it when its engine has given slots up by itself."""
+        slots = {name: min(num, kept.get(name, num)) for name, num in self.slots.items()}
+        return replace(self, slots=slots)
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values, to be sent."""
@@ -139,7 +147,11 @@ class _Holder:
     def takes(self, report: Report) -> None:
         """Take what it reports."""
         self.in_flight, self.wanted, self.spent = report.in_flight, report.wanted, report.spent
-        self.leases = [lease for lease in self.leases if lease.number >= report.heard]
+        self.leases = [
+            lease.kept(report.kept) if lease.number == report.heard else lease
+            for lease in self.leases
+            if lease.number >= report.heard
+        ]
         self.was_called = False
 
     def holds(self, name: str) -> int:

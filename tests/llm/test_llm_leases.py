@@ -37,7 +37,11 @@ class Worker:
             in_flight={"0": self.in_flight},
             wanted=self.queued + self.in_flight,
             spent={"requests": self.requests},
+            kept={"0": self.slots},
         )
+
+    def give_up(self) -> None:
+        self.slots = min(self.slots, self.queued + self.in_flight)
 
     def hear(self) -> None:
         if self.unheard:
@@ -84,7 +88,7 @@ def test_never_more_in_flight_and_never_more_spent_than_allowed(
     for step in range(300):
         now += rng.choice((0.0, 0.05, 0.3, 0.3, 2.0, LEASE_S + 1))
         worker = rng.choice(workers)
-        match rng.randrange(7):
+        match rng.randrange(8):
             case 0:
                 worker.queued += rng.randrange(20)
             case 1 | 2:
@@ -93,6 +97,8 @@ def test_never_more_in_flight_and_never_more_spent_than_allowed(
                 worker.hear()
             case 5:
                 worker.in_flight -= rng.randrange(worker.in_flight + 1)
+            case 7:
+                worker.give_up()
             case 6 if cap is None and rng.random() < 0.05:  # killed
                 book.worker_left(worker.name)
                 workers[workers.index(worker)] = Worker(f"w{step}-again")
@@ -145,6 +151,18 @@ def test_a_shrink_counts_when_it_is_acknowledged() -> None:
     old.in_flight = 3
     book.renew(old.report(), 0.6)
     assert book.renew(new.report(), 0.7).slots == {"0": 5}
+
+
+def test_what_an_engine_gives_up_by_itself_is_free_at_once() -> None:
+    book = LeaseBook(terms({"0": 10}))
+    rich, poor = Worker("rich", queued=99), Worker("poor", queued=99)
+    settle(book, [rich, poor])
+    rich.start(0.0, has_cap=False)
+    rich.queued, rich.in_flight = 0, 2
+    rich.give_up()
+    book.renew(rich.report(), 0.1)
+    assert book.due(0.1) == [("poor", "poor")]
+    assert book.renew(poor.report(), 0.2).slots == {"0": 8}
 
 
 def test_whose_lease_would_be_another_one_is_told_to_ask_and_once() -> None:
