@@ -15,6 +15,7 @@
     |   +-- TooManyFailures        one reason hits more of the answers than `max_failures` allows
     |   +-- BudgetSpent            a cap on requests, tokens or cost is used up
     |   +-- Interrupted            the user or the cluster asked the run to end
+    |       +-- WorkerLeaves       this worker is to go; on Dask its work moves to another
     +-- RowError                   one row failed; its `code` is the reason in the row
         +-- RequestError           no usable answer came (transport, status)
         |   +-- ConnectionFailed   `connection`   refused, reset, closed in mid-body
@@ -118,6 +119,10 @@ class BudgetSpent(RunStopped):
 
 class Interrupted(RunStopped):
     """The user or the cluster asked the run to end."""
+
+
+class WorkerLeaves(Interrupted):
+    """The worker was asked to leave: it starts nothing, and what was under way is filed."""
 
 
 class RowError(NemoSdgError):

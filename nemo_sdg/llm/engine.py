@@ -24,6 +24,7 @@ from typing import Any
 
 from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
 from nemo_sdg.llm.backlog import Backlog, Item
+from nemo_sdg.llm.drain import Drain
 from nemo_sdg.llm.engine_config import EngineConfig
 from nemo_sdg.llm.fleet import Fleet
 from nemo_sdg.llm.flights import Flights, Sent
@@ -59,6 +60,7 @@ class Engine:
         self.ledger = Ledger(config.ledger, writer=True, load=False) if config.ledger else None
         self.tries = TryLog(config.tries)
         self.outbox = Outbox(out, self.ledger, self._stop, self.tries)
+        self.drain = Drain(config, self.outbox, self.ledger, lambda: self.in_flight, self._stop)
         self.backlog = Backlog()
         self.open: dict[tuple[str, ...], Item] = {}
         self.counts: Counter[str] = Counter()
@@ -115,6 +117,12 @@ class Engine:
                     self._take_lease(*rest)
                 elif what == "report":
                     self._tell()
+                elif what == "drain":
+                    self.leave()
+                elif what == "end":
+                    break
+            else:
+                await self.drain.ended()  # the worker is gone, maybe of a SIGTERM to all
         finally:
             self.backlog.clear()
             self._later.clear()
@@ -133,6 +141,11 @@ class Engine:
             self.tries.close()
             if self.ledger is not None:
                 self.ledger.close()
+
+    def leave(self) -> None:
+        """Start nothing more, and end when what is under way is filed."""
+        self.drain.begin()
+        self._pump()
 
     # --- requests in ---------------------------------------------------------------------------
 
@@ -202,6 +215,8 @@ class Engine:
     # --- requests out --------------------------------------------------------------------------
 
     def _pump(self) -> None:
+        if self.drain.holds():
+            return
         self._judge_refused()
         if self._pump_timer is not None:
             self._pump_timer.cancel()
@@ -321,7 +336,7 @@ class Engine:
     @property
     def _wanted(self) -> int:
         """Requests that could be in flight at once if there were room for all."""
-        return self.in_flight + len(self.backlog) + len(self._later)
+        return self.in_flight + (0 if self.drain.is_on else len(self.backlog) + len(self._later))
 
     def _may_tell_soon(self, replica: Replica) -> None:
         """A slot is free: where more were taken than leased, others wait for it."""

@@ -14,6 +14,7 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 from functools import partial
 from typing import Any
 
@@ -42,11 +43,18 @@ async def serve(connection: socket.socket) -> None:
             return
         writer.write(write_frame(["ready"]))
         asyncio.get_running_loop().set_exception_handler(partial(_unhandled, engine))
+        _leave_on_sigterm(engine)
         await engine.run()
     finally:
         with contextlib.suppress(ConnectionError, OSError):
             writer.close()
             await writer.wait_closed()
+
+
+def _leave_on_sigterm(engine: Engine) -> None:
+    """File what is under way when the cluster wants its node back, the worker dead or alive."""
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.leave)
 
 
 def _unhandled(engine: Engine, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -72,6 +80,7 @@ def main() -> None:
     """Run an engine on the inherited socket whose number is the first argument."""
     # Ctrl-C reaches the whole process group; the worker decides what becomes of the engine.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is something to file
     # What was imported stays, and requests make no cycles: there is little to look for.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)

@@ -119,6 +119,7 @@ class SchedulerDesk:
                 await scheduler.register_scheduler_plugin(
                     plugin=pickle.dumps(_service()), name=_NAME, idempotent=True
                 )
+                await _given_the_way_out(self._worker)
                 self._is_open = True
             lease = await scheduler.nemo_sdg_lease(
                 name=name, report=report.to_plain(), terms=terms.to_plain()
@@ -161,3 +162,10 @@ def _service() -> Any:
     from nemo_sdg.llm.lease_plugin import LeaseService
 
     return LeaseService()
+
+
+async def _given_the_way_out(worker: Any) -> None:
+    """Give a worker the plugin that drains its engines; no request leaves before."""
+    from nemo_sdg.llm.leave_plugin import add_to
+
+    await add_to(worker)

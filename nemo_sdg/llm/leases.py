@@ -219,6 +219,10 @@ class LeaseBook:
             for what in self._spent_by_gone:
                 self._spent_by_gone[what] += gone.spent.get(what, 0.0)
 
+    def workers(self) -> set[str]:
+        """Return the workers whose engines hold leases."""
+        return {one.worker for one in self._holders.values()}
+
     def worker_left(self, worker: str) -> None:
         """Take back all of the engines of a worker that has left the cluster."""
         for name in [name for name, one in self._holders.items() if one.worker == worker]:
@@ -313,6 +317,10 @@ class LeaseOffice:
         """Take back all of an engine that has ended; its book stays for what was spent."""
         if name in self.books:
             self.books[name].leave(holder)
+
+    def workers(self) -> set[str]:
+        """Return the workers that have engines."""
+        return {worker for book in self.books.values() for worker in book.workers()}
 
     def worker_left(self, worker: str) -> None:
         """Take back all that a worker had, of every book."""

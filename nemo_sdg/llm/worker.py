@@ -21,13 +21,14 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from nemo_sdg import errors
 from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
+from nemo_sdg.llm.drain import DRAIN_S
+from nemo_sdg.llm.ended import note_ended, refuse
 from nemo_sdg.llm.engine_config import EngineConfig, of_this_run
 from nemo_sdg.llm.engine_process import run_in_loop
 from nemo_sdg.llm.frames import receive_frame, write_frame
@@ -48,6 +49,9 @@ Less than 2 starves the slots while a partition is being read; more only holds r
 ADMIT_BYTES = 256 << 20
 TAIL_AFTER_S = 1.0
 """Without a partition that waits to be let in for so long, all that is to be asked is at hand."""
+
+REPLY_S = 5.0
+"""How long an engine may take to say that it has left, once nothing is under way."""
 
 START_TIMEOUT_S = 60.0
 """Without a sign of life; reading a large ledger may take longer, and tells that it goes on."""
@@ -157,9 +161,20 @@ class EngineHandle:
         with self._changed:
             self.guard.record(task, reason)
 
+    def leave(self) -> None:
+        """Ask the engine to start nothing more and to file what is under way."""
+        self._send(["drain"])
+
+    def left(self) -> None:
+        """Wait until it has done so, and stop it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None, DRAIN_S + REPLY_S)
+        self.close()
+
     def close(self) -> None:
         """Stop the engine: requests on their way are cancelled, what was answered is filed."""
         self._fail(errors.Interrupted("the engine was closed"))
+        self._send(["end"])
         self._desk.leave(self._book, self._name)
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -302,7 +317,6 @@ def _start(connection: socket.socket, place: str) -> subprocess.Popen[bytes] | t
 _engines: dict[tuple[str, EngineConfig], EngineHandle] = {}
 _engines_lock = threading.Lock()
 _starting: dict[tuple[str, EngineConfig], threading.Lock] = {}
-_ended: deque[str] = deque(maxlen=1000)
 
 
 def get_engine(config: EngineConfig) -> EngineHandle:
@@ -310,7 +324,7 @@ def get_engine(config: EngineConfig) -> EngineHandle:
 
     Raises:
         CredentialError: the key that the endpoint names is not set on this worker.
-        Interrupted: the run has ended; see `run_ends`.
+        Interrupted: the run has ended (`run_ends`), or the worker is about to leave.
     """
     worker = _worker_name()
     config = of_this_run(config)
@@ -320,7 +334,7 @@ def get_engine(config: EngineConfig) -> EngineHandle:
     # Not under the lock of all: to read a large ledger takes long, and a run must be able to end.
     with starting:
         with _engines_lock:
-            _refuse_ended(config)
+            refuse(worker, config.run)
             engine = _engines.get(place)
             if engine is not None and engine.is_alive:
                 return engine
@@ -329,17 +343,12 @@ def get_engine(config: EngineConfig) -> EngineHandle:
         engine = EngineHandle(config)
         try:
             with _engines_lock:
-                _refuse_ended(config)
+                refuse(worker, config.run)
                 _engines[place] = engine
         except errors.Interrupted:
             engine.close()
             raise
         return engine
-
-
-def _refuse_ended(config: EngineConfig) -> None:
-    if config.run in _ended:
-        raise errors.Interrupted("the run has ended")
 
 
 @atexit.register
@@ -353,7 +362,7 @@ def close_engines() -> None:
 def run_ends(run: str) -> None:
     """Stop the engines of a run; cancelled tasks that are late start no new one."""
     with _engines_lock:
-        _ended.append(run)
+        note_ended(run)
         for place in [place for place in _engines if place[1].run == run]:
             _engines.pop(place).close()
         for place in [place for place in _starting if place[1].run == run]:

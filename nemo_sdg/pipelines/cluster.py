@@ -77,7 +77,7 @@ def open_cluster(
         else _started(_local_cluster, min(recipe.workers, endpoint.limit)) as local,
         Client(local) as connected,
     ):
-        connected.run(_leave_ctrl_c_alone)
+        connected.run(_leave_signals_alone)
         yield connected
 
 
@@ -101,9 +101,10 @@ def _connected(address: str) -> Any:
         ) from None
 
 
-def _leave_ctrl_c_alone() -> None:
-    """Ignore Ctrl-C in a worker: it reaches the whole group, and the client ends the workers."""
+def _leave_signals_alone() -> None:
+    """Ignore what reaches the whole group, Ctrl-C and SIGTERM: the client ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _started(make: Callable[[int], Any], workers: int) -> Any:

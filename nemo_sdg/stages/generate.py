@@ -37,7 +37,13 @@ from nemo_sdg.stages.known import NOTHING_KNOWN, Known, KnownFailure, Place
 from nemo_sdg.stages.merge import Row, merged, samples_of
 from nemo_sdg.stages.one_question import OneQuestion, form_of_task
 from nemo_sdg.stages.provenance import outcome_of, provenance_of
-from nemo_sdg.stages.waiting import Guard, cancellation, thread_given_back, warn_of_outage
+from nemo_sdg.stages.waiting import (
+    Guard,
+    cancellation,
+    moving_on,
+    thread_given_back,
+    warn_of_outage,
+)
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
 _NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop")
@@ -170,7 +176,8 @@ class Generate(Stage):
         )
         if len(frame) == 0:
             return merged(frame, [], self.task)
-        return merged(frame, self._ask(frame, record), self.task)
+        with moving_on():
+            return merged(frame, self._ask(frame, record), self.task)
 
     @property
     def _label(self) -> str:
@@ -182,7 +189,7 @@ class Generate(Stage):
         """Ask the first question of every row and read no answer; they stand in the ledger then."""
         rows = [Row() for _ in range(len(frame))]
         _, first = self._started(frame, rows, known)
-        with get_engine(self.config()).session(self.task.name) as session:
+        with moving_on(), get_engine(self.config()).session(self.task.name) as session:
             session.submit(first)
             left = len(first)
             while left:

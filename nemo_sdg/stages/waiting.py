@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from nemo_sdg.errors import RowError
+from nemo_sdg.errors import RowError, WorkerLeaves
 from nemo_sdg.llm.archive import Archive
 from nemo_sdg.llm.worker import EngineHandle
 from nemo_sdg.tasks.task import FlowTask, Task
@@ -34,21 +34,40 @@ def thread_given_back() -> Iterator[None]:
     if _stays.get():
         yield
         return
-    try:
-        from distributed import get_worker, rejoin, secede
-
-        get_worker()
-        is_on_worker = True
-    except (ImportError, ValueError):
-        is_on_worker = False  # the synchronous or threaded scheduler
-    if not is_on_worker:  # not within the handler: an error would seem to come from its own
+    if not _is_on_worker():
         yield
         return
+    from distributed import rejoin, secede
+
     secede()
     try:
         yield
     finally:
         rejoin()
+
+
+def _is_on_worker() -> bool:
+    """Say whether this is a task of a Dask worker, and not of the threaded scheduler."""
+    try:
+        from distributed import get_worker
+
+        get_worker()
+    except (ImportError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def moving_on() -> Iterator[None]:
+    """Have Dask give this task to another worker where this one is about to leave."""
+    try:
+        yield
+    except WorkerLeaves:
+        if not _is_on_worker():
+            raise
+        from distributed import Reschedule
+
+        raise Reschedule from None
 
 
 def cancellation() -> Callable[[], bool]:
