@@ -217,7 +217,8 @@ class Engine:
     def _pump(self) -> None:
         if self.drain.holds():
             return
-        self._judge_refused()
+        if self._refused:
+            self._judge_refused()
         if self._pump_timer is not None:
             self._pump_timer.cancel()
         now = time.monotonic()
@@ -293,7 +294,7 @@ class Engine:
 
     def _judge_refused(self) -> None:
         """Decide what 403s mean that came before any answer: these inputs, or a wrong key."""
-        if not self._refused or self.fatal is not None:
+        if self.fatal is not None:
             return
         self._refused = [(item, error) for item, error in self._refused if item.waiters]
         if self._has_answered:
