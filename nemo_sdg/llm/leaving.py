@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from nemo_sdg.llm.ended import note_ended, note_leaving
 from nemo_sdg.llm.worker import EngineHandle, engines
+
+
+async def drained(run: str) -> None:
+    """Drain a run without holding up the event loop of the worker."""
+    await asyncio.to_thread(drain_run, run)
 
 
 def drain_run(run: str) -> None:

@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 from collections.abc import Iterator
-from typing import Any
 
-from nemo_sdg.errors import Interrupted
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.report import write_report
 from nemo_sdg.pipelines.result import as_known, note_end
-
-
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM (a cluster that wants its nodes back) into a clean, resumable end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(*_: Any) -> None:
-        raise Interrupted("asked to end (SIGTERM); run the same command again to go on")
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

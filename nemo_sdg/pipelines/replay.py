@@ -16,7 +16,7 @@ from typing import Any
 
 from nemo_sdg.errors import RunFolderError
 from nemo_sdg.pipelines.begin import bind, check_identity
-from nemo_sdg.pipelines.ending import ended_by_sigterm, ends_noted
+from nemo_sdg.pipelines.ending import ends_noted
 from nemo_sdg.pipelines.existing import Existing, open_existing
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import fingerprint_of, plan_job
@@ -24,6 +24,7 @@ from nemo_sdg.pipelines.known_rows import POISONOUS, RETRIES
 from nemo_sdg.pipelines.owner import owned
 from nemo_sdg.pipelines.progress import Observer, Quiet
 from nemo_sdg.pipelines.result import RunResult, about, conclude, is_priced
+from nemo_sdg.pipelines.sigterm import ended_by_sigterm
 from nemo_sdg.pipelines.work import do_work
 
 

@@ -25,7 +25,7 @@ from nemo_sdg.errors import ConfigurationError, Interrupted, RunFolderError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.request import Sampling
 from nemo_sdg.pipelines.begin import ASK_ABOVE_REQUESTS, open_endpoint
-from nemo_sdg.pipelines.ending import ended_by_sigterm, ends_noted
+from nemo_sdg.pipelines.ending import ends_noted
 from nemo_sdg.pipelines.existing import Existing, open_existing
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import Job, fingerprint_of, plan_job
@@ -38,6 +38,7 @@ from nemo_sdg.pipelines.recipe import Recipe
 from nemo_sdg.pipelines.result import RunResult, conclude, is_priced
 from nemo_sdg.pipelines.retry_part import letters_of_part
 from nemo_sdg.pipelines.round import UNANSWERED, Round
+from nemo_sdg.pipelines.sigterm import ended_by_sigterm
 from nemo_sdg.pipelines.work import do_work
 from nemo_sdg.tasks.task import FlowTask, Task
 

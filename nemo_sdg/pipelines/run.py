@@ -16,7 +16,7 @@ from typing import Any
 
 from nemo_sdg.checks import expect
 from nemo_sdg.pipelines.begin import bind, check_identity, open_endpoint, prepare
-from nemo_sdg.pipelines.ending import ended_by_sigterm, ends_noted
+from nemo_sdg.pipelines.ending import ends_noted
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.job import fingerprint_inputs, fingerprint_of
 from nemo_sdg.pipelines.owner import owned
@@ -31,6 +31,7 @@ from nemo_sdg.pipelines.result import (
     is_priced,
     note_begin,
 )
+from nemo_sdg.pipelines.sigterm import ended_by_sigterm
 from nemo_sdg.pipelines.work import do_work
 
 __all__ = ["Observer", "RunResult", "preview", "run"]

@@ -7,9 +7,12 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from nemo_sdg.errors import RunStopped
+from nemo_sdg.errors import Interrupted, RunStopped
+from nemo_sdg.llm.drain import DRAIN_S
+from nemo_sdg.llm.leaving import drained
 from nemo_sdg.pipelines.owner import Lease
 from nemo_sdg.pipelines.progress import Gathered, Observer
+from nemo_sdg.pipelines.sigterm import is_asked_to_leave
 
 NO_WORKERS_S = 60.0
 """Without any worker for this long the run stops, resumable, instead of waiting for ever."""
@@ -27,12 +30,13 @@ DIED = Died()
 
 @dataclass(frozen=True)
 class Watch:
-    """What a run looks after while its tasks are at work."""
+    """What a run looks after while its tasks are at work; `run` is the id of its engines."""
 
     cluster: Any
     lease: Lease
     observer: Observer
     gathered: Gathered
+    run: str = ""
 
     def results(
         self,
@@ -53,6 +57,8 @@ class Watch:
             while waiting:
                 time.sleep(_POLL_S)
                 self.lease.check()
+                if is_asked_to_leave():
+                    self._leave()
                 seen = self._seen(seen)
                 for key in [key for key, future in waiting.items() if future.done()]:
                     future = waiting.pop(key)
@@ -66,6 +72,17 @@ class Watch:
         except BaseException:
             self.cluster.cancel(list(waiting.values()))
             raise
+
+    def _leave(self) -> None:
+        """Have what is under way filed, and end."""
+        self.observer.note(
+            f"SIGTERM: nothing more is sent, what is under way is filed (at most {DRAIN_S:g} s)"
+        )
+        self.cluster.run(drained, self.run, on_error="ignore")
+        raise Interrupted(
+            "asked to end (SIGTERM); what was under way is filed: run the same command again to go "
+            "on"
+        )
 
     def _seen(self, before: float) -> float:
         """Return when a worker was last there; stop the run after too long without any."""

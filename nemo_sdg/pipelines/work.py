@@ -24,6 +24,7 @@ from nemo_sdg.pipelines.preflight import worker_preflight
 from nemo_sdg.pipelines.progress import TOPIC, Gathered, Observer, counts_so_far
 from nemo_sdg.pipelines.retry_part import letters_of_part, retry_part
 from nemo_sdg.pipelines.round import Round
+from nemo_sdg.pipelines.sigterm import leaving_in_peace
 from nemo_sdg.pipelines.watch import Died, Watch
 
 
@@ -94,8 +95,10 @@ def do_work(
         )
         cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
         try:
-            for summary in _computed(due, making, Watch(cluster, lease, observer, gathered)):
-                summaries[summary["task"], summary["number"]] = summary
+            watch = Watch(cluster, lease, observer, gathered, run)
+            with leaving_in_peace():
+                for summary in _computed(due, making, watch):
+                    summaries[summary["task"], summary["number"]] = summary
         finally:
             with contextlib.suppress(Exception):
                 cluster.unsubscribe_topic(TOPIC)

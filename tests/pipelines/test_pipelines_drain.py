@@ -19,6 +19,7 @@ from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.faults import fixed
 from nemo_sdg.llm.scripted import ScriptedEndpoint
+from nemo_sdg.pipelines.run import run
 from nemo_sdg.stages.generate import Generate
 from nemo_sdg.tasks.task import Task
 
@@ -111,3 +112,42 @@ def test_sigterm_to_dask_worker_files_what_is_under_way(
         assert len(rig.asked(server.log)) == NUM_ROWS, "each row is paid for once"
         worker.wait(20)
         rig.until(lambda: not rig.group_lives(worker.pid))
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_group_of_a_command_files_what_is_under_way(
+    client: Any, tmp_path: Path
+) -> None:
+    source = rig.documents(tmp_path / "in.jsonl", range(NUM_ROWS))
+    with slow_server() as server:
+        recipe = rig.recipe_for(server.url, source, partition_size="2KB")
+        (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+        process = rig.start("run", "r.yaml", "--output", "out", "--workers", "2", cwd=tmp_path)
+        rig.until(some_asked(server))
+        os.killpg(process.pid, signal.SIGTERM)  # as Slurm does with a step
+        code, _, err = rig.ended(process)
+        assert code == 3 and err.splitlines()[-1].startswith("error: asked to end (SIGTERM); what")
+        assert "Traceback" not in err
+        num_asked = len(rig.asked(server.log))
+        assert len(rig.filed_keys(tmp_path / "out")) == num_asked < NUM_ROWS
+        result = run(recipe, tmp_path / "out", client=client)
+        assert result.counts["summary"]["kept"] == NUM_ROWS
+        assert len(rig.asked(server.log)) == NUM_ROWS
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_a_command_at_once(tmp_path: Path) -> None:
+    source = rig.documents(tmp_path / "in.jsonl", range(NUM_ROWS))
+    with slow_server(60.0) as server:
+        recipe = rig.recipe_for(server.url, source)
+        (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+        process = rig.start("run", "r.yaml", "--output", "out", "--workers", "1", cwd=tmp_path)
+        rig.until(lambda: len(rig.asked(server.log)) == 16)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.stderr is not None
+        while "SIGTERM: nothing more" not in process.stderr.readline():
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGTERM)
+        code, _, err = rig.ended(process, timeout_s=20)
+        assert code == 3 and "Traceback" not in err
+        assert not rig.filed_keys(tmp_path / "out")

@@ -329,7 +329,8 @@ def test_the_same_command_goes_on_after_every_end(
 ) -> None:
     was = ended[how]
     paid = rig.filed_keys(was.folder)
-    assert was.num_asked - 1.5 * CONCURRENCY <= len(paid) < was.num_asked < NUM_DOCUMENTS
+    assert was.num_asked - 1.5 * CONCURRENCY <= len(paid) <= was.num_asked < NUM_DOCUMENTS
+    assert (len(paid) == was.num_asked) == (how == "terminate"), "what was under way is filed"
     assert was.code == HOW[how][2]
     assert read_manifest(was.folder / "data") is None
     later = Watch(was.server, was.folder)
