@@ -26,7 +26,7 @@ from nemo_sdg.errors import (
 )
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.pipelines.chain import check_counts
-from nemo_sdg.pipelines.folder import RunFolder
+from nemo_sdg.pipelines.folder import TABLES, RunFolder
 from nemo_sdg.pipelines.job import Job
 from nemo_sdg.pipelines.known_rows import rounds_of
 from nemo_sdg.pipelines.metrics import measure
@@ -75,7 +75,7 @@ def finished_before(folder: RunFolder, fingerprint: str) -> RunResult | None:
     if not report or report.get("fingerprint") != fingerprint or report["status"] != "complete":
         return None
     data = {task: folder.path / name for task, name in report["data"].items()}
-    if not all(_is_whole(path) for path in data.values()):
+    if not all(_is_whole(path) for path in (*data.values(), *(folder.path / t for t in TABLES))):
         return None
     return RunResult(
         folder=folder.path,

@@ -115,14 +115,14 @@ def test_a_lost_manifest_is_made_again_without_a_request(
     pd.testing.assert_frame_equal(rig.data_of(tmp_path / "out"), before)
 
 
-@pytest.mark.parametrize("lost", ["data", "data/part-00001.parquet", "dead_letters"])
+@pytest.mark.parametrize(
+    "lost", ["data", "data/part-00001.parquet", "dead_letters", "dropped", "provenance"]
+)
 def test_files_that_are_gone_are_made_again_without_a_request(
     client: Any, server: Any, undisturbed: Path, source: Path, tmp_path: Path, lost: str
 ) -> None:
     folder = tmp_path / "out"
     shutil.copytree(undisturbed, folder)  # and so moved to another place
-    if lost == "dead_letters":
-        (folder / "data" / "_manifest.json").unlink()  # else nobody looks
     gone = folder / lost
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     watch = Watch(server)
