@@ -58,7 +58,13 @@ class Answers:
         return read_reply(lines, was_filed=True) if len(lines) == len(found) else None
 
     def file(
-        self, request: Request, body: Mapping[str, Any], *, attempts: int, latency_s: float
+        self,
+        request: Request,
+        body: Mapping[str, Any],
+        *,
+        attempts: int,
+        latency_s: float,
+        first_token_s: float | None = None,
     ) -> Reply:
         """File what came and return it; killing the process loses nothing of it.
 
@@ -73,6 +79,7 @@ class Answers:
             endpoint=self._endpoint.url,
             attempts=attempts,
             latency_s=latency_s,
+            first_token_s=first_token_s,
         )
         if self._ledger is not None:
             with self._lock:

@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from nemo_sdg.errors import (
     BadRequest,
@@ -28,9 +28,10 @@ from nemo_sdg.errors import (
     RequestError,
 )
 from nemo_sdg.llm import sdk
-from nemo_sdg.llm.answers import Answers
+from nemo_sdg.llm.client_base import AsyncCarrier, Carrier, ClientBase, endpoint_of
 from nemo_sdg.llm.drive import Flow, Stamp, run_flow, run_flow_async
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.heard import Heard
 from nemo_sdg.llm.offers import (
     ServedModel,
     embedding_requests,
@@ -42,7 +43,7 @@ from nemo_sdg.llm.offers import (
     vectors_of,
 )
 from nemo_sdg.llm.request import Reply, Request
-from nemo_sdg.llm.retry import RetryPolicy, Tries
+from nemo_sdg.llm.retry import RetryPolicy
 from nemo_sdg.llm.transport import AsyncTransport, BlockingTransport
 
 if TYPE_CHECKING:
@@ -51,57 +52,7 @@ if TYPE_CHECKING:
 _RETRY = RetryPolicy()
 
 
-class _Carrier(Protocol):
-    def send(self, kind: str, body: bytes) -> dict[str, Any]: ...
-    def call(self, method: str, url: str, body: bytes | None = None) -> Any: ...
-    def close(self) -> None: ...
-
-
-class _AsyncCarrier(Protocol):
-    async def send(self, kind: str, body: bytes) -> dict[str, Any]: ...
-    async def call(self, method: str, url: str, body: bytes | None = None) -> Any: ...
-    async def close(self) -> None: ...
-
-
-class _Base:
-    """What both clients share: everything but the waiting."""
-
-    def __init__(self, endpoint: Endpoint, ledger: str | Path | None, retry: RetryPolicy) -> None:
-        self.endpoint = endpoint
-        self.retry = retry
-        self._model = endpoint.model
-        self._answers = Answers(ledger, endpoint)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.endpoint.url!r}, model={self._model!r})"
-
-    def _body(self, request: Request) -> bytes:
-        dialect = self.endpoint.dialect
-        return request.body(
-            max_tokens_field=dialect.max_tokens_field,
-            unsupported=dialect.unsupported,
-            stream=self.endpoint.stream,
-        )
-
-    def _tries(self) -> Tries:
-        return Tries(self.retry, patience_s=self.endpoint.timeouts.total_s)
-
-    def _answered(
-        self, request: Request, body: dict[str, Any], tries: Tries, latency_s: float
-    ) -> Reply:
-        attempts = tries.failed + 1
-        return self._answers.file(request, body, attempts=attempts, latency_s=latency_s)
-
-    @property
-    def _models_url(self) -> str:
-        return self.endpoint.url + "/models"
-
-    @property
-    def _tokenize_url(self) -> str:
-        return self.endpoint.url.removesuffix("/v1") + "/tokenize"
-
-
-class Client(_Base):
+class Client(ClientBase):
     """Asks and waits. Safe for threads.
 
     Args:
@@ -125,8 +76,8 @@ class Client(_Base):
     ) -> None:
         if sdk.is_async_sdk(endpoint):
             raise ConfigurationError("an openai.AsyncOpenAI object goes with AsyncClient")
-        known = _endpoint_of(endpoint, model)
-        self._carrier: _Carrier = (
+        known = endpoint_of(endpoint, model)
+        self._carrier: Carrier = (
             sdk.SdkTransport(endpoint)  # type: ignore[arg-type]  # narrowed by is_blocking_sdk
             if sdk.is_blocking_sdk(endpoint)
             else BlockingTransport(known)
@@ -160,8 +111,9 @@ class Client(_Base):
         while True:
             started = time.perf_counter()
             try:
-                body = self._carrier.send(request.kind, sent)
-                reply = self._answered(request, body, tries, time.perf_counter() - started)
+                heard = Heard()
+                body = self._carrier.send(request.kind, sent, heard)
+                reply = self._answered(request, body, tries, started, heard)
                 if self._answers.is_sync_due:
                     self._answers.sync()
                 return reply
@@ -216,7 +168,7 @@ class Client(_Base):
         return self._model
 
 
-class AsyncClient(_Base):
+class AsyncClient(ClientBase):
     """Asks without blocking, at most `endpoint.limit` requests at a time.
 
     A request that waits to be sent again holds no slot. Works in any number of event loops, one
@@ -242,7 +194,7 @@ class AsyncClient(_Base):
     ) -> None:
         if sdk.is_blocking_sdk(endpoint):
             raise ConfigurationError("an openai.OpenAI object goes with Client")
-        known = _endpoint_of(endpoint, model)
+        known = endpoint_of(endpoint, model)
         known.request_headers()  # a key that is missing is told now, not at the first request
         self._sdk: Any = endpoint if sdk.is_async_sdk(endpoint) else None
         self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
@@ -291,8 +243,9 @@ class AsyncClient(_Base):
             try:
                 async with line.slots:
                     started = time.perf_counter()
-                    body = await line.carrier.send(request.kind, sent)
-                reply = self._answered(request, body, tries, time.perf_counter() - started)
+                    heard = Heard()
+                    body = await line.carrier.send(request.kind, sent, heard)
+                reply = self._answered(request, body, tries, started, heard)
                 if self._answers.is_sync_due:
                     await asyncio.to_thread(self._answers.sync)
                 return reply
@@ -345,7 +298,7 @@ class AsyncClient(_Base):
     async def _line(self) -> _Line:
         loop = asyncio.get_running_loop()
         if loop not in self._lines:
-            carrier: _AsyncCarrier = (
+            carrier: AsyncCarrier = (
                 AsyncTransport(self.endpoint)
                 if self._sdk is None
                 else sdk.AsyncSdkTransport(self._sdk)
@@ -358,7 +311,7 @@ class AsyncClient(_Base):
         return self._lines[loop]
 
     async def _lifetime(
-        self, loop: asyncio.AbstractEventLoop, carrier: _AsyncCarrier
+        self, loop: asyncio.AbstractEventLoop, carrier: AsyncCarrier
     ) -> AsyncGenerator[None]:
         # A loop closes the generators that it has begun before it ends: the one moment at which
         # connections can be closed inside the loop they belong to.
@@ -381,20 +334,7 @@ class _Shared:
 class _Line:
     """What belongs to one event loop."""
 
-    carrier: _AsyncCarrier
+    carrier: AsyncCarrier
     slots: asyncio.Semaphore
     lifetime: AsyncGenerator[None]
     open: dict[tuple[str, ...], _Shared] = field(default_factory=dict)
-
-
-def _endpoint_of(endpoint: Any, model: str) -> Endpoint:
-    if sdk.is_blocking_sdk(endpoint) or sdk.is_async_sdk(endpoint):
-        return sdk.endpoint_of(endpoint, model)
-    if isinstance(endpoint, str):
-        return Endpoint(url=endpoint, model=model)
-    if not isinstance(endpoint, Endpoint):
-        raise ConfigurationError(
-            "an endpoint is an Endpoint, an address, or a client object of the openai package, "
-            f"not {type(endpoint).__name__}"
-        )
-    return endpoint.replace(model=model) if model else endpoint

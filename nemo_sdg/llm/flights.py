@@ -34,6 +34,7 @@ class Sent:
     code: str = CANCELLED
     is_repeated: bool = False
     usage: Usage = _NOTHING
+    first_token_s: float | None = None
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -107,6 +108,8 @@ class Flights:
 
     def _arrived(self, sent: Sent, reply: Arrived) -> None:
         item, replica = sent.item, sent.replica
+        if reply.heard is not None:
+            sent.first_token_s = reply.heard.first_s(sent.started)
         try:
             usage = check_reply(reply.body)
             lines = lines_of(
@@ -117,6 +120,7 @@ class Flights:
                 attempts=item.sent,
                 latency_s=time.perf_counter() - sent.started,
                 data=reply.data,
+                first_token_s=sent.first_token_s,
             )
         except RequestError as error:
             sent.usage = usage_told(reply.body)
@@ -138,4 +142,5 @@ class Flights:
             code=sent.code,
             is_repeated=sent.is_repeated,
             cost=sent.replica.endpoint.cost(sent.usage),
+            first_token_s=sent.first_token_s,
         )

@@ -53,6 +53,7 @@ def entries_of(
     attempts: int,
     latency_s: float,
     data: bytes | None = None,
+    first_token_s: float | None = None,
 ) -> list[bytes]:
     """Check a reply and return its lines, one for each key.
 
@@ -64,6 +65,7 @@ def entries_of(
         attempts: how often it was asked.
         latency_s: of the last time.
         data: the JSON that `body` was decoded from, where it came in one piece.
+        first_token_s: to the first token, where it was streamed.
 
     Raises:
         MalformedReply: the reply is not what the protocol says, or lacks samples.
@@ -77,6 +79,7 @@ def entries_of(
         attempts=attempts,
         latency_s=latency_s,
         data=data,
+        first_token_s=first_token_s,
     )
 
 
@@ -102,6 +105,7 @@ def lines_of(
     attempts: int,
     latency_s: float,
     data: bytes | None = None,
+    first_token_s: float | None = None,
 ) -> list[bytes]:
     """Return the lines of a reply that was checked; see `entries_of`."""
     meta = {
@@ -111,6 +115,8 @@ def lines_of(
         "latency_s": round(latency_s, 6),
         "at": round(time.time(), 3),
     }
+    if first_token_s is not None:
+        meta["first_token_s"] = round(first_token_s, 6)
     if data is not None and len(keys) == 1 and b"\n" not in data:
         return [entry(keys[0], meta, orjson.Fragment(data))]  # as it came: not written anew
     samples = split_samples(body, len(keys))
@@ -136,6 +142,7 @@ def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:
         endpoint=meta.get("endpoint", ""),
         attempts=meta.get("attempts", 1),
         latency_s=meta.get("latency_s", 0.0),
+        first_token_s=meta.get("first_token_s"),
         was_filed=was_filed,
     )
 

@@ -21,6 +21,7 @@ from nemo_sdg.errors import (
     Unauthorized,
     UnknownModel,
 )
+from nemo_sdg.llm.heard import Heard
 
 PATHS = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
 
@@ -108,9 +109,14 @@ def decode_reply(headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
 
 
 class StreamReader:
-    """Puts a streamed answer together: feed it bytes, take the body that would have come whole."""
+    """Puts a streamed answer together: feed it bytes, take the body that would have come whole.
 
-    def __init__(self) -> None:
+    Args:
+        heard: told of every piece as it comes.
+    """
+
+    def __init__(self, heard: Heard | None = None) -> None:
+        self._heard = heard
         self._rest = b""
         self._choices: dict[int, dict[str, Any]] = {}
         self._head: dict[str, Any] = {}
@@ -158,7 +164,11 @@ class StreamReader:
             for name in ("content", "reasoning_content", "reasoning", "refusal"):
                 if delta.get(name) is not None:
                     message[name] = (message.get(name) or "") + delta[name]
+                    if delta[name] and self._heard is not None:
+                        self._heard.piece()
             for call in delta.get("tool_calls") or ():
+                if self._heard is not None:
+                    self._heard.piece()
                 _merge_call(message.setdefault("tool_calls", []), call)
             choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
             for name, new in (part.get("logprobs") or {}).items():

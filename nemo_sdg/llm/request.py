@@ -28,6 +28,7 @@ from nemo_sdg.errors import (
     MalformedReply,
     RefusedAnswer,
 )
+from nemo_sdg.llm.heard import per_token_s
 
 KEY_VERSION = 1
 
@@ -303,7 +304,10 @@ def split_reasoning(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """A complete answer. `attempts` counts what was sent for it; 0 seconds when it was filed."""
+    """A complete answer. `attempts` counts what was sent for it.
+
+    `first_token_s` is from sending to the first token, None where the answer was not streamed.
+    """
 
     choices: tuple[Choice, ...]
     usage: Usage = Usage()
@@ -314,6 +318,12 @@ class Reply:
     latency_s: float = 0.0
     was_filed: bool = False
     embeddings: tuple[tuple[float, ...], ...] = ()
+    first_token_s: float | None = None
+
+    @property
+    def per_token_s(self) -> float | None:
+        """Mean seconds of a token after the first, None where the answer was not streamed."""
+        return per_token_s(self.latency_s, self.first_token_s, self.usage.output_tokens)
 
     @property
     def text(self) -> str:

@@ -21,6 +21,7 @@ from nemo_sdg.errors import (
 )
 from nemo_sdg.llm import credentials
 from nemo_sdg.llm.endpoint import Endpoint
+from nemo_sdg.llm.heard import Heard
 from nemo_sdg.llm.protocol import DETAIL_CHARACTERS, PATHS, decode_any, decode_reply, error_for
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class SdkTransport:
     def __init__(self, sdk: openai.OpenAI) -> None:
         self._sdk = sdk.with_options(max_retries=0)
 
-    def send(self, kind: str, body: bytes) -> dict[str, Any]:
+    def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
         """Post a request and return the decoded reply; raise `RequestError`."""
         return _read(self._response("POST", PATHS[kind], body), str(self._sdk.api_key))
 
@@ -102,7 +103,7 @@ class AsyncSdkTransport:
         else:
             self._sdk = sdk.with_options(max_retries=0)
 
-    async def send(self, kind: str, body: bytes) -> dict[str, Any]:
+    async def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
         """Post a request and return the decoded reply; raise `RequestError`."""
         return _read(await self._response("POST", PATHS[kind], body), str(self._sdk.api_key))
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from types import TracebackType
@@ -22,6 +23,7 @@ import httpx
 from nemo_sdg.errors import ConfigurationError, ConnectionFailed, RequestError, RequestTimeout
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.exchange import WholeAnswer
+from nemo_sdg.llm.heard import Heard
 from nemo_sdg.llm.http1 import (
     Limits,
     Pool,
@@ -51,12 +53,14 @@ class Cancellable(Protocol):
 
 
 class Arrived:
-    """A reply: decoded, and as it came, None where it was put together from a stream."""
+    """A reply: decoded, and as it came; of a stream instead what was heard of it."""
 
-    __slots__ = ("body", "data")
+    __slots__ = ("body", "data", "heard")
 
-    def __init__(self, body: dict[str, Any], data: bytes | None = None) -> None:
-        self.body, self.data = body, data
+    def __init__(
+        self, body: dict[str, Any], data: bytes | None = None, heard: Heard | None = None
+    ) -> None:
+        self.body, self.data, self.heard = body, data, heard
 
 
 class AsyncTransport:
@@ -106,7 +110,8 @@ class AsyncTransport:
         exception is a defect of ours.
         """
         if self.endpoint.stream and kind != "embedding":
-            return _Streamed(self.send(kind, body), done)
+            heard = Heard()
+            return _Streamed(self.send(kind, body, heard), heard, done)
         return self._pool.post(self._paths[kind], body, self._limits, partial(self._arrived, done))
 
     def _arrived(
@@ -136,8 +141,13 @@ class AsyncTransport:
             return _scrubbed(self.endpoint, error)
         return error
 
-    async def send(self, kind: str, body: bytes) -> dict[str, Any]:
+    async def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
         """Post a request and return the decoded reply; a streamed one is put together first.
+
+        Args:
+            kind: of the request.
+            body: of the request.
+            heard: told what comes of a stream, as it comes.
 
         Raises:
             RequestError: what went wrong, by type, without the key in its text.
@@ -146,7 +156,7 @@ class AsyncTransport:
             asked = self._pool.request("POST", self._paths[kind], body, self._limits)
             async with await asked as response:
                 if response.status == 200 and self.endpoint.stream and kind != "embedding":
-                    return await self._read_stream(response)
+                    return await self._read_stream(response, heard)
                 return self._decoded(response, await response.read())
         except (OSError, RequestError) as error:
             raise self._as_told(error) from None
@@ -183,10 +193,10 @@ class AsyncTransport:
         """Close all connections."""
         await self._pool.close()
 
-    async def _read_stream(self, response: Response) -> dict[str, Any]:
+    async def _read_stream(self, response: Response, heard: Heard | None) -> dict[str, Any]:
         if "json" in response.headers.get("content-type", ""):
             return decode(await response.read())  # a server that does not stream
-        reader = StreamReader()
+        reader = StreamReader(heard)
         try:
             async for part in response:
                 reader.feed(part)
@@ -205,9 +215,11 @@ class _Streamed:
     def __init__(
         self,
         sending: Coroutine[Any, Any, dict[str, Any]],
+        heard: Heard,
         done: Callable[[Arrived | Exception], None],
     ) -> None:
         self._done: Callable[[Arrived | Exception], None] | None = done
+        self._heard = heard
         self._task = asyncio.create_task(sending)
         self._task.add_done_callback(self._ended)
 
@@ -218,7 +230,10 @@ class _Streamed:
     def _ended(self, task: asyncio.Task[dict[str, Any]]) -> None:
         if not task.cancelled() and self._done is not None:
             error = task.exception()
-            self._done(error if isinstance(error, Exception) else Arrived(task.result()))
+            if isinstance(error, Exception):
+                self._done(error)
+            else:
+                self._done(Arrived(task.result(), heard=self._heard))
 
 
 class BlockingTransport:
@@ -241,8 +256,10 @@ class BlockingTransport:
             follow_redirects=False,
         )
 
-    def send(self, kind: str, body: bytes) -> dict[str, Any]:
+    def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
         """Post a request and return the decoded reply; see `AsyncTransport.send`."""
+        if self.endpoint.stream and kind != "embedding":
+            return self._streamed(self.endpoint.url + PATHS[kind], body, heard)
         response = self._answer("POST", self.endpoint.url + PATHS[kind], body)
         try:
             return decode_reply(response.headers, response.content)
@@ -253,13 +270,43 @@ class BlockingTransport:
         """Call any address of the server; see `AsyncTransport.call`."""
         return decode_any(self._answer(method, url, body).content)
 
-    def _answer(self, method: str, url: str, body: bytes | None) -> httpx.Response:
+    def _streamed(self, url: str, body: bytes, heard: Heard | None) -> dict[str, Any]:
+        reader = StreamReader(heard)
+        with self._errors(), self._http.stream("POST", url, content=body) as response:
+            kind = response.headers.get("content-type", "")
+            if response.status_code != 200 or not kind.startswith("text/event-stream"):
+                response.read()
+            else:
+                try:
+                    for part in response.iter_bytes():
+                        reader.feed(part)
+                except httpx.HTTPError:
+                    if not reader.is_done:
+                        raise
         try:
-            response = self._http.request(method, url, content=body)
+            if response.status_code != 200:
+                data = _cleaned(self.endpoint, response.content)
+                raise error_for(response.status_code, response.headers, data)
+            return (
+                reader.body() if kind.startswith("text/event-stream") else decode(response.content)
+            )
+        except RequestError as error:
+            raise _scrubbed(self.endpoint, error) from None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.TimeoutException as error:
             raise RequestTimeout(_words(error)) from None
         except httpx.HTTPError as error:
             raise ConnectionFailed(self.endpoint.scrub(_words(error))) from None
+        except RequestError as error:
+            raise _scrubbed(self.endpoint, error) from None
+
+    def _answer(self, method: str, url: str, body: bytes | None) -> httpx.Response:
+        with self._errors():
+            response = self._http.request(method, url, content=body)
         if response.status_code != 200:
             data = _cleaned(self.endpoint, response.content)
             raise error_for(response.status_code, response.headers, data)

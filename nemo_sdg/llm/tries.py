@@ -35,10 +35,12 @@ COLUMNS = {
     "reasoning_tokens": "int64",
     "cached_tokens": "int64",
     "cost": "float64",
+    "first_token_s": "float64",
 }
 """`at`: when it ended, in seconds since 1970. `code`: why there is no answer, "" for an answer.
 `repeated`: 1 where the same request is sent again because of this failure. `cost`: by the prices of
-the endpoint that was asked, null where they are not known."""
+the endpoint that was asked, null where they are not known. `first_token_s`: from sending to
+the first token of a stream, null for an answer in one piece and in files that do not tell."""
 
 CANCELLED = "cancelled"
 """The code of a request that the run's end, or its row's, overtook."""
@@ -73,6 +75,7 @@ class TryLog:
         code: str = "",
         is_repeated: bool = False,
         cost: float | None = None,
+        first_token_s: float | None = None,
     ) -> None:
         """Note a request that has just ended; `flush` hands it to the operating system.
 
@@ -83,13 +86,15 @@ class TryLog:
             code: why there is no answer.
             is_repeated: whether the same request will be sent again.
             cost: None where a price is unknown.
+            first_token_s: None where no stream told.
         """
         if self._path is None:
             return
         self._lines.append(
             f"{time.time():.3f},{time.perf_counter() - started:.5f},{task},{code},{is_repeated:d},"
             f"{usage.input_tokens},{usage.output_tokens},{usage.reasoning_tokens},"
-            f"{usage.cached_tokens},{'' if cost is None else f'{cost:.9g}'}\n"
+            f"{usage.cached_tokens},{'' if cost is None else f'{cost:.9g}'},"
+            f"{'' if first_token_s is None else f'{first_token_s:.5f}'}\n"
         )
 
     def flush(self) -> None:
@@ -141,7 +146,10 @@ def read_tries(folder: str | Path) -> Iterator[Any]:
                 lines,
                 read_options=pa.csv.ReadOptions(use_threads=False),
                 convert_options=pa.csv.ConvertOptions(
-                    column_types=types, strings_can_be_null=False
+                    column_types=types,
+                    strings_can_be_null=False,
+                    include_columns=list(COLUMNS),
+                    include_missing_columns=True,
                 ),
             )
             yield from reader

@@ -37,6 +37,8 @@ class TaskMetrics:
         seconds: while at least one request was under way.
         requests_per_s: requests sent over those seconds.
         latency: seconds of answered requests, p50, p95 and p99; empty where nothing was answered.
+        first_token: seconds to the first token; empty where nothing was streamed.
+        per_token: mean seconds of a token after the first, by answers; empty as well.
         kept: answers that stand in the data.
         waste: reason -> answers that were paid for and do not. `dead.<reason>`,
             `filtered.<name>`, `asked_again`, `failed.<code>`; of parts that are finished. With
@@ -52,6 +54,8 @@ class TaskMetrics:
     seconds: float = 0.0
     requests_per_s: float = 0.0
     latency: Mapping[str, float] = field(default_factory=dict)
+    first_token: Mapping[str, float] = field(default_factory=dict)
+    per_token: Mapping[str, float] = field(default_factory=dict)
     kept: Spent = field(default_factory=Spent)
     waste: Mapping[str, Spent] = field(default_factory=dict)
 
@@ -138,12 +142,18 @@ def _metrics(tally: Tally, used: Mapping[str, Spent], *, is_priced: bool) -> Tas
         cost=tally.cost if sent else nothing.cost,
         seconds=round(seconds, 3),
         requests_per_s=round(sent / seconds, 3) if seconds else 0.0,
-        latency={name: percentile(tally.latencies, share) for name, share in PERCENTILES.items()}
-        if answered
-        else {},
+        latency=_percentiles(tally.latencies),
+        first_token=_percentiles(tally.first_tokens),
+        per_token=_percentiles(tally.per_tokens),
         kept=used.get(KEPT, nothing),
         waste=dict(sorted(waste.items())),
     )
+
+
+def _percentiles(histogram: Any) -> dict[str, float]:
+    if not histogram.any():
+        return {}
+    return {name: percentile(histogram, share) for name, share in PERCENTILES.items()}
 
 
 def _sum(spent: Iterable[Spent]) -> Spent:

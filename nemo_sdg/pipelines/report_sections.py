@@ -56,6 +56,7 @@ def tiles(counts: Mapping[str, Mapping[str, int]], metrics: Metrics) -> list[Til
             if total.latency
             else "no request was answered",
         ),
+        *_streaming_tile(total),
         Tile(
             label="tokens",
             value=short(paid),
@@ -68,6 +69,15 @@ def tiles(counts: Mapping[str, Mapping[str, int]], metrics: Metrics) -> list[Til
             note=f"{share(lost, paid)} of the tokens were for nothing",
         ),
     ]
+
+
+def _streaming_tile(total: TaskMetrics) -> list[Tile]:
+    """Return how soon streamed answers began, nothing where none was streamed."""
+    if not total.first_token:
+        return []
+    rest = f", then {seconds(total.per_token['p50'])} a token" if total.per_token else ""
+    note = f"p95 {seconds(total.first_token['p95'])}{rest}"
+    return [Tile(label="first token, median", value=seconds(total.first_token["p50"]), note=note)]
 
 
 # --- requests and tokens --------------------------------------------------------------------------

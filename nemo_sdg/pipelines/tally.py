@@ -56,6 +56,7 @@ class Tally:
         self.failed: dict[str, Spent] = {}
         self.cost: float | None = 0.0
         self.latencies = np.zeros(_LAST_BIN - _FIRST_BIN + 1, dtype=np.int64)
+        self.first_tokens, self.per_tokens = (np.zeros_like(self.latencies) for _ in range(2))
         self.spans = np.empty((0, 2))
 
     def add(self, batch: Any) -> None:
@@ -88,9 +89,21 @@ class Tally:
                 )
         at, latency_s = (batch[name].to_numpy() for name in ("at", "latency_s"))
         answered = latency_s[batch["code"].to_numpy(zero_copy_only=False) == ""]
-        bins = np.ceil(np.log(np.maximum(answered, 1e-9)) / _BIN).astype(np.int64)
-        np.add.at(self.latencies, np.clip(bins, _FIRST_BIN, _LAST_BIN) - _FIRST_BIN, 1)
+        _count(self.latencies, answered)
+        self._add_streamed(batch)
         self._span(np.column_stack([at - latency_s, at]))
+
+    def _add_streamed(self, batch: Any) -> None:
+        """Count first tokens, and the mean time of those after, of answers that were streamed."""
+        if batch["first_token_s"].null_count == len(batch):
+            return
+        first_s = batch["first_token_s"].to_numpy()
+        is_told = ~np.isnan(first_s) & (batch["code"].to_numpy(zero_copy_only=False) == "")
+        first_s = first_s[is_told]
+        rest_s = batch["latency_s"].to_numpy()[is_told] - first_s
+        rest = batch["output_tokens"].to_numpy()[is_told] - 1
+        _count(self.first_tokens, first_s)
+        _count(self.per_tokens, rest_s[rest > 0] / rest[rest > 0])
 
     def merge(self, other: Tally) -> None:
         """Take in the requests of another task."""
@@ -101,6 +114,8 @@ class Tally:
             self.failed[code] = self.failed.get(code, Spent()) + spent
         self.cost = added(self.cost, other.cost)
         self.latencies += other.latencies
+        self.first_tokens += other.first_tokens
+        self.per_tokens += other.per_tokens
         self._span(other.spans)
 
     def _span(self, spans: Any) -> None:
@@ -119,6 +134,11 @@ def tallied(tries: str) -> dict[str, Tally]:
         for task in tasks:
             found.setdefault(task, Tally()).add(table.filter(pc.equal(table["task"], task)))
     return found
+
+
+def _count(histogram: Any, seconds: Any) -> None:
+    bins = np.ceil(np.log(np.maximum(seconds, 1e-9)) / _BIN).astype(np.int64)
+    np.add.at(histogram, np.clip(bins, _FIRST_BIN, _LAST_BIN) - _FIRST_BIN, 1)
 
 
 def union(spans: Any) -> Any:
