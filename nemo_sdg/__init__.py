@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nemo_sdg.llm.offline import serve_offline
     from nemo_sdg.llm.request import Reply, Request, Sampling, Usage, chat
     from nemo_sdg.llm.scripted import ScriptedEndpoint
+    from nemo_sdg.pipelines.clean import clean
     from nemo_sdg.pipelines.plan import RunPlan, plan
     from nemo_sdg.pipelines.recipe import Recipe, load_recipe
     from nemo_sdg.pipelines.replay import replay
@@ -43,6 +44,7 @@ _PLACES = {
     "nemo_sdg.llm.offline": ("serve_offline",),
     "nemo_sdg.llm.request": ("Reply", "Request", "Sampling", "Usage", "chat"),
     "nemo_sdg.llm.scripted": ("ScriptedEndpoint",),
+    "nemo_sdg.pipelines.clean": ("clean",),
     "nemo_sdg.pipelines.plan": ("RunPlan", "plan"),
     "nemo_sdg.pipelines.recipe": ("Recipe", "load_recipe"),
     "nemo_sdg.pipelines.replay": ("replay",),
@@ -87,6 +89,7 @@ __all__ = [
     "Usage",
     "all_tasks",
     "chat",
+    "clean",
     "flow",
     "get_task",
     "load_recipe",

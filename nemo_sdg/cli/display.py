@@ -77,9 +77,16 @@ class Display:
 
     def counted(self, done: int, total: int) -> None:
         """Show how many partitions of a plan are counted."""
+        self._step(f"counting: {done:,} of {total:,} partitions", done / total)
+
+    def packed(self, done: int, total: int) -> None:
+        """Show how many blocks of a ledger are packed."""
+        self._step(f"packing: {done:,} of {total:,} blocks", done / total)
+
+    def _step(self, line: str, share: float) -> None:
         if self._told_s < 0:
             self._told_s = time.monotonic()  # one that is quick needs no line
-        self._update([f"counting: {done:,} of {total:,} partitions"], done / total, is_end=False)
+        self._update([line], share, is_end=False)
 
     def _update(self, lines: list[str], share: float, *, is_end: bool) -> None:
         if self._is_live:

@@ -28,6 +28,7 @@ COMMANDS = {
     "report": ("nemo_sdg.cli.report_command", "Make the report of a run folder anew."),
     "replay": ("nemo_sdg.cli.recover_command", "Make a dataset anew from the answers filed."),
     "retry": ("nemo_sdg.cli.recover_command", "Ask again for the rows that failed."),
+    "clean": ("nemo_sdg.cli.clean_command", "Pack the answers of a run; remove leftovers."),
     "tasks": ("nemo_sdg.cli.tasks_command", "List the tasks; with a name, show that task."),
     "init": ("nemo_sdg.cli.tasks_command", "Write a commented recipe to begin with."),
     "check": ("nemo_sdg.cli.endpoint_command", "See what an endpoint offers."),

@@ -187,7 +187,7 @@ def rewrite(segments: Sequence[Segment], kept: Sequence[Array], go: Go = lambda:
     except BaseException:
         writer.drop()
         raise
-    for segment in segments:
+    for segment in reversed(segments):  # or a kill in between could change which answer is first
         segment.path.unlink(missing_ok=True)
     return writer.num_entries
 
