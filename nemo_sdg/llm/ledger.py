@@ -147,14 +147,28 @@ class Ledger:
         self.put_many([line])
 
     def put_many(self, lines: Sequence[bytes]) -> None:
-        """Append several entries with one call of the operating system; see `put`."""
+        """Append several entries with one call of the operating system; see `put`.
+
+        Raises:
+            LedgerFull: the disk is full; its `num_filed` first entries had room and are filed.
+        """
         own = self._own
         if own is None:
             raise RunFolderError("this ledger was opened for reading")
         if own.end >= SEAL_BYTES or own.was_taken():
             own = self._next_file(own)
         at = own.end
-        own.append(b"".join(lines))
+        num_filed = len(lines)
+        try:
+            own.append(b"".join(lines))
+        except LedgerFull as error:
+            num_filed = error.num_filed
+            raise
+        finally:
+            self._note(own, at, lines[:num_filed])
+
+    def _note(self, own: OpenFile, at: int, lines: Sequence[bytes]) -> None:
+        """Remember where entries stand that were filed just now."""
         known = self._open[own.path]
         known.end = own.end
         for line in lines:

@@ -38,7 +38,12 @@ _TRIES = 10
 
 
 class LedgerFull(RunStopped):
-    """The disk takes no more answers; those that are filed are safe."""
+    """The disk takes no more answers; those that are filed are safe.
+
+    `num_filed` of the entries that were to be filed had room.
+    """
+
+    num_filed = 0
 
 
 class OpenFile:
@@ -74,22 +79,28 @@ class OpenFile:
         """Append whole lines; when this returns, killing the process loses nothing.
 
         Raises:
-            LedgerFull: the disk is full; the file ends with the last complete entry.
+            LedgerFull: the disk is full; the lines that had room are filed, and the file ends with
+                the last of them.
         """
+        written = 0
         try:
-            written = os.write(self._handle, data)
             while written < len(data):
                 written += os.write(self._handle, data[written:])
         except OSError as error:
+            whole = data.rfind(b"\n", 0, written) + 1
             with contextlib.suppress(OSError):
-                os.ftruncate(self._handle, self.end)
-            raise LedgerFull(
+                os.ftruncate(self._handle, self.end + whole)
+            full = LedgerFull(
                 f"the answer cannot be filed ({error.strerror}) in {self.path.parent}; what is "
                 "filed is safe: make room and run the same command again"
-            ) from None
-        self.end += len(data)
-        self._is_dirty = True
-        self._used = time.monotonic()
+            )
+            full.num_filed = data.count(b"\n", 0, whole)
+            written = whole
+            raise full from None
+        finally:
+            self.end += written
+            self._is_dirty = self._is_dirty or written > 0
+            self._used = time.monotonic()
 
     def was_taken(self) -> bool:
         """Whether another, after a long silence, took this writer for dead and sealed its file."""

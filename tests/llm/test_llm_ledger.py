@@ -303,6 +303,34 @@ def test_a_full_disk_loses_nothing_that_was_filed(tmp_path: Path, room: str, suf
     assert [path.suffix for path in tmp_path.iterdir()] == [suffix]
 
 
+def test_of_many_answers_those_that_have_room_are_filed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [line_of(number) for number in range(10)]
+    room = sum(map(len, lines[:6])) + 20
+    real = os.write
+
+    def almost_full(handle: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(28, "No space left on device")
+        written = real(handle, data[:room])
+        room -= written
+        return written
+
+    ledger = Ledger(tmp_path, writer=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", almost_full)
+        with pytest.raises(LedgerFull) as caught:
+            ledger.put_many(lines)
+    assert caught.value.num_filed == 6
+    assert [ledger.get(key_of(i)) is not None for i in range(10)] == [i < 6 for i in range(10)]
+    ledger.put_many(lines[6:])  # there is room again
+    assert ledger.get_many([key_of(i) for i in range(10)]) == lines
+    ledger.close()
+    assert set(filed(tmp_path)) == {key_of(i) for i in range(10)}
+
+
 def test_kill_9_loses_nothing_that_put_returned_for(tmp_path: Path) -> None:
     def check(folder: Path, put: str) -> None:
         folder.mkdir()
