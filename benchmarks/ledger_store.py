@@ -2,7 +2,7 @@
 
     python benchmarks/ledger_store.py [--quick] [--entries 100000]
 
-Replies of about 2 KB, their texts English of this machine (see `text_counting.paragraphs`), are
+Replies of about 2 KB, their texts English of this machine (see `rig/texts.py`), are
 filed one at a time: each must be with the operating system before the next is taken, as the ledger
 promises. One line a store: processor time an entry, until all is sealed or closed; opening;
 1,000 random keys and 1,000 that were filed one after the other, in one call where the store can;
@@ -27,7 +27,7 @@ import orjson
 import pyarrow as pa
 from rig import work
 from rig.report import emit, options
-from text_counting import paragraphs
+from rig.texts import english
 
 from nemo_sdg.llm.ledger import Ledger, entry
 from nemo_sdg.llm.ledger_entry import KEY_AT
@@ -42,7 +42,7 @@ Lines = Sequence[bytes]
 def replies(count: int) -> tuple[list[bytes], int]:
     """Return the lines of so many entries, and the size of their replies packed as one."""
     rng = random.Random(1)
-    parts = paragraphs()
+    parts = english()
     lines, bodies = [], []
     for number in range(count):
         text, length = "", max(100.0, rng.gauss(1700, 600))

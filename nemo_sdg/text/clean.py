@@ -15,35 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_sdg.data.backend import replace_regex
-
-Rules = tuple[tuple[str, str], ...]
+from nemo_sdg.text.looks import (
+    look_everywhere,
+    look_for_markdown,
+    look_for_quotes,
+    look_for_words,
+)
+from nemo_sdg.text.rules import Rules, replace_until_stable
 
 _BLANKS = (
     " \t\n\r\x0b\x0c\x85\xa0\u2002\u2003\u2009\u200a\u202f\u3000\ufeff\u200b\u2060\u2028\u2029"
 )
-_MAX_PASSES = 40
-
-
-def _until_stable(series: Any, rules: Rules, *, strip: bool = False) -> Any:
-    """Apply the rules in turn, again and again until none finds anything.
-
-    Each rule must make what it changes shorter: the total length then tells when they are done,
-    and what comes out is left alone by the next application. Several rounds are needed where
-    matches share a character (there is no look-around) or marks are nested; 40 end it for a text
-    that is made to go on.
-    """
-    name = series.name
-    before = -1
-    for _ in range(_MAX_PASSES):
-        for pattern, replacement in rules:
-            series = replace_regex(series, pattern, replacement)
-        if strip:
-            series = series.str.strip(_BLANKS)
-        after = int(series.str.len().sum())
-        if after == before:
-            break
-        before = after
-    return series.rename(name)
 
 
 # ------------------------------------------------------------------------------------ line ends
@@ -59,15 +41,13 @@ def normalize_newlines(series: Any) -> Any:
 def strip_blank_lines(series: Any) -> Any:
     """Drop the lines that hold nothing but blanks; the indent of the others stays."""
     blank = "[ \t\xa0\u3000]*"
-    return _until_stable(
-        series,
-        (
-            (f"\n(?:{blank}\n)+", "\n"),
-            (f"^(?:{blank}\n)+", ""),
-            (f"(?:\n{blank})+$", ""),
-            ("^[ \t\xa0\u3000]+$", ""),
-        ),
+    rules = (
+        (f"\n(?:{blank}\n)+", "\n"),
+        (f"^(?:{blank}\n)+", ""),
+        (f"(?:\n{blank})+$", ""),
+        ("^[ \t\xa0\u3000]+$", ""),
     )
+    return replace_until_stable(series, rules, look_everywhere(len(rules)))
 
 
 # ------------------------------------------------------------------------------------- Markdown
@@ -124,7 +104,7 @@ def strip_markdown(series: Any) -> Any:
     so do names such as `snake_case` and `__init__`, products, powers and addresses. The content of
     code is text like any other here, so a "# comment" in it loses its mark.
     """
-    return _until_stable(series, _MARKDOWN)
+    return replace_until_stable(series, _MARKDOWN, look_for_markdown)
 
 
 # --------------------------------------------------------------------------------------- quotes
@@ -148,7 +128,8 @@ def strip_quotes(series: Any) -> Any:
     Straight, curly, single, low, angle and corner marks. Nested pairs that all enclose the whole
     text are removed together; quotes around nothing stay.
     """
-    return _until_stable(series.str.strip(_BLANKS), _QUOTES, strip=True)
+    look = look_for_quotes(len(_QUOTES))
+    return replace_until_stable(series.str.strip(_BLANKS), _QUOTES, look, blanks=_BLANKS)
 
 
 # --------------------------------------------------------------------------------- label lines
@@ -188,12 +169,18 @@ class LabelLines:
 
     labels: tuple[str, ...]
 
-    def __call__(self, series: Any) -> Any:
-        """Clean a text column; see `strip_label_lines`."""
+    def rules(self) -> Rules:
+        """Return the patterns to be replaced, and by what."""
         pattern = label_pattern(*self.labels)
         # `**Passage 1: The moon**`: the bold mark that closes goes with the one that opens.
         bold = pattern.replace(r"[ \t#>*_-]*", r"[ \t#>-]*\*\*", 1) + r"([^*\n]*[^*\s])\*\*"
-        return _until_stable(series, ((bold, r"\1\2"), (pattern, r"\1")))
+        return ((bold, r"\1\2"), (pattern, r"\1"))
+
+    def __call__(self, series: Any) -> Any:
+        """Clean a text column; see `strip_label_lines`."""
+        rules = self.rules()
+        look = look_for_words(map(_any_case, self.labels), len(rules))
+        return replace_until_stable(series, rules, look)
 
 
 def strip_label_lines(*labels: str) -> LabelLines:
