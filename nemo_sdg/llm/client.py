@@ -31,7 +31,7 @@ from nemo_sdg.llm import sdk
 from nemo_sdg.llm.client_base import AsyncCarrier, Carrier, ClientBase, endpoint_of
 from nemo_sdg.llm.drive import Flow, Stamp, run_flow, run_flow_async
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.heard import Heard
+from nemo_sdg.llm.heard import Heard, OnText
 from nemo_sdg.llm.offers import (
     ServedModel,
     embedding_requests,
@@ -95,28 +95,36 @@ class Client(ClientBase):
         self._carrier.close()
         self._answers.close()
 
-    def complete(self, request: Request) -> Reply:
+    def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
         """Ask once and return the answer, from the ledger where it is filed.
 
         Sends up to `retry.max_tries` requests, and more where the endpoint asks for patience.
 
+        Args:
+            request: what to ask.
+            on_text: called with the text of the first sample so far, whenever a streamed answer
+                has more of it, and at least once with the whole. It begins anew where the request
+                is sent again. What it raises ends the request and its connection.
+
         Raises:
             RequestError: no usable answer came.
             EndpointError: no model is named and the endpoint has several.
+            ConfigurationError: `on_text` is given, and the endpoint does not stream.
         """
+        self._check_listener(on_text)
         request = self._with_model(request)
         if (filed := self._answers.find(request)) is not None:
-            return filed
+            return self._told(filed, on_text)
         sent, tries = self._body(request), self._tries()
         while True:
             started = time.perf_counter()
             try:
-                heard = Heard()
+                heard = Heard(on_text)
                 body = self._carrier.send(request.kind, sent, heard)
                 reply = self._answered(request, body, tries, started, heard)
                 if self._answers.is_sync_due:
                     self._answers.sync()
-                return reply
+                return self._told(reply, on_text, heard)
             except RequestError as error:
                 wait_s = tries.wait_s(error, time.monotonic(), random.random())
             time.sleep(wait_s)
@@ -213,42 +221,47 @@ class AsyncClient(ClientBase):
             await line.lifetime.aclose()
         self._answers.close()
 
-    async def complete(self, request: Request) -> Reply:
+    async def complete(self, request: Request, *, on_text: OnText | None = None) -> Reply:
         """Ask and return the answer, from the ledger where it is filed; as `Client.complete`.
 
-        With a ledger, equal requests that are on their way at the same time are one.
+        With a ledger, equal requests that are on their way at the same time are one: the first
+        hears it come, the others hear the whole. One that nobody waits for any more is cancelled,
+        and its connection closed.
         """
+        self._check_listener(on_text)
         request = await self._with_model(request)
         if (filed := self._answers.find(request)) is not None:
-            return filed
+            return self._told(filed, on_text)
         line = await self._line()
         if not self._answers.are_kept:
-            return await self._ask(line, request)
+            return await self._ask(line, request, on_text)
         keys = request.keys()
         shared = line.open.get(keys)
         if shared is None:
-            shared = line.open[keys] = _Shared(asyncio.create_task(self._ask(line, request)))
+            asking = asyncio.create_task(self._ask(line, request, on_text))
+            shared, on_text = _Shared(asking), None
+            line.open[keys] = shared
         shared.waiters += 1
         try:
-            return await asyncio.shield(shared.task)
+            return self._told(await asyncio.shield(shared.task), on_text)
         finally:
             shared.waiters -= 1
             if shared.waiters == 0:
                 del line.open[keys]
                 shared.task.cancel()
 
-    async def _ask(self, line: _Line, request: Request) -> Reply:
+    async def _ask(self, line: _Line, request: Request, on_text: OnText | None) -> Reply:
         sent, tries = self._body(request), self._tries()
         while True:
             try:
                 async with line.slots:
                     started = time.perf_counter()
-                    heard = Heard()
+                    heard = Heard(on_text)
                     body = await line.carrier.send(request.kind, sent, heard)
                 reply = self._answered(request, body, tries, started, heard)
                 if self._answers.is_sync_due:
                     await asyncio.to_thread(self._answers.sync)
-                return reply
+                return self._told(reply, on_text, heard)
             except RequestError as error:
                 wait_s = tries.wait_s(error, time.monotonic(), random.random())
             await asyncio.sleep(wait_s)

@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from nemo_sdg.checks import expect
 from nemo_sdg.errors import ConfigurationError
 from nemo_sdg.llm import sdk
 from nemo_sdg.llm.answers import Answers
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.heard import Heard
+from nemo_sdg.llm.heard import Heard, OnText
 from nemo_sdg.llm.request import Reply, Request
 from nemo_sdg.llm.retry import RetryPolicy, Tries
 
@@ -61,6 +62,13 @@ class ClientBase:
             stream=self.endpoint.stream,
         )
 
+    def _check_listener(self, on_text: OnText | None) -> None:
+        expect(on_text, OnText | None, "complete: on_text")
+        if on_text is not None and not self.endpoint.stream:
+            raise ConfigurationError(
+                "on_text hears what is streamed: give Endpoint(..., stream=True), or leave it out"
+            )
+
     def _tries(self) -> Tries:
         return Tries(self.retry, patience_s=self.endpoint.timeouts.total_s)
 
@@ -74,6 +82,14 @@ class ClientBase:
             latency_s=time.perf_counter() - started,
             first_token_s=heard.first_s(started),
         )
+
+    @staticmethod
+    def _told(reply: Reply, on_text: OnText | None, heard: Heard | None = None) -> Reply:
+        """Return a reply whose whole text was told, be it that nothing of it was streamed."""
+        text = reply.choices[0].text if reply.choices else None
+        if on_text is not None and text:
+            (heard or Heard(on_text)).text(text)
+        return reply
 
     @property
     def _models_url(self) -> str:

@@ -166,6 +166,8 @@ class StreamReader:
                     message[name] = (message.get(name) or "") + delta[name]
                     if delta[name] and self._heard is not None:
                         self._heard.piece()
+                        if name == "content" and index == 0:
+                            self._heard.text(message[name])
             for call in delta.get("tool_calls") or ():
                 if self._heard is not None:
                     self._heard.piece()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pytest
-from llm_engine_kit import answers, ask, endpoint_at, engine
+from llm_engine_kit import answers, ask, endpoint_at, engine, until
 
+from nemo_sdg.errors import ConfigurationError
 from nemo_sdg.llm.client import AsyncClient, Client
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.heard import Heard, per_token_s
@@ -102,3 +104,56 @@ def test_files_of_tries_without_first_tokens_are_read(tmp_path: Path) -> None:
     assert (row["latency_s"], row["first_token_s"]) == (0.5, None)
     tally = tallied(str(tmp_path))["t"]
     assert tally.latencies.sum() == 1 and not tally.first_tokens.any()
+
+
+# --- as it comes ----------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Raised by a listener."""
+
+
+def complete(
+    is_async: bool, endpoint: Endpoint, listeners: list[Any], ledger: Path | None = None
+) -> list[Reply]:
+    """Ask the same with one client, once for each listener; at the same time where it can."""
+    if not is_async:
+        with Client(endpoint, ledger=ledger) as client:
+            return [client.complete(ask("x"), on_text=one) for one in listeners]
+
+    async def run() -> list[Reply]:
+        async with AsyncClient(endpoint, ledger=ledger) as client:
+            calls = (client.complete(ask("x"), on_text=one) for one in listeners)
+            return await asyncio.gather(*calls)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_text_is_told_as_it_comes_and_whole_in_the_end(is_async: bool, tmp_path: Path) -> None:
+    with ScriptedEndpoint(rules=[("x", TEXT)]) as server:
+        streams = endpoint_at(server.url).replace(stream=True)
+        first: list[str] = []
+        second: list[str] = []
+        replies = complete(is_async, streams, [first.append, second.append], tmp_path)
+        assert [reply.text for reply in replies] == [TEXT, TEXT]
+        assert len(server.log) == 1
+        assert len(first) > 10 and first[-1] == TEXT
+        assert all(later.startswith(text) for text, later in pairwise(first))
+        assert second == [TEXT], "it is filed, or heard by the first"
+        with pytest.raises(ConfigurationError, match="stream=True"):
+            complete(is_async, endpoint_at(server.url), [first.append])
+        with pytest.raises(ConfigurationError, match="a function"):
+            complete(is_async, streams, [5])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_a_listener_raises_ends_request_and_connection(is_async: bool) -> None:
+    def stop(text: str) -> None:
+        raise Stop
+
+    with ScriptedEndpoint(rules=[("x", TEXT)], latency=fixed(4.0)) as server:
+        with pytest.raises(Stop):
+            complete(is_async, endpoint_at(server.url).replace(stream=True), [stop])
+        until(lambda: server.log.entries[0].client_left)
+        assert len(server.log) == 1, "it is not sent again"
