@@ -33,6 +33,9 @@ MADE_BY: Mapping[str, str] = {
 }
 """Class -> how a user comes by one; named where something else was given."""
 
+REPLACEABLE: Mapping[str, str] = {"Tokenizer": "count_column"}
+"""Class -> method; whatever has that method may stand in for it."""
+
 _WORDS: Mapping[Any, str] = {
     str: "text",
     int: "a whole number",
@@ -112,7 +115,7 @@ def _fits(value: Any, hint: Any) -> bool:
     elif kind is not str and isinstance(value, str | bytes) and not issubclass(kind, str | bytes):
         return False  # text is a sequence of texts, and never meant as one
     if not isinstance(value, kind):
-        return False
+        return hasattr(value, REPLACEABLE.get(getattr(kind, "__name__", ""), " "))
     if isinstance(value, list | tuple) and len(inner) == 1:
         return all(_fits(one, inner[0]) for one in value)
     return True

@@ -82,6 +82,16 @@ def test_what_does_not_fit_is_told(value: Any, hint: Any, told: str) -> None:
     assert told in str(caught.value)
 
 
+def test_what_counts_as_a_tokenizer_may_stand_in_for_one() -> None:
+    class Counts:
+        def count_column(self, texts: Any) -> Any:
+            return texts.str.len()
+
+    expect(Counts(), nemo_sdg.Tokenizer | None, "here")
+    with pytest.raises(ConfigurationError, match="a Tokenizer"):
+        expect(Ruler(), nemo_sdg.Tokenizer, "here")
+
+
 def test_types_for_checkers_alone_are_not_compared() -> None:
     @dataclass
     class Thing:

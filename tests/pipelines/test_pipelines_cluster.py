@@ -49,7 +49,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]) -> None:
 def test_gpus_get_a_worker_each_with_a_pool_that_spills(monkeypatch, recipe, endpoint):
     asked: dict[str, Any] = {}
     stand_in(monkeypatch, asked)
-    monkeypatch.setattr(cluster, "_leave_ctrl_c_alone", os.getpid)  # the worker is this process
+    monkeypatch.setattr(cluster, "_leave_signals_alone", os.getpid)  # the worker is this process
     with cluster.open_cluster(recipe, endpoint, None, on_gpu=True) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
     assert asked["pool"] == (cluster.POOL_SHARE, cluster.POOL_MOST)

@@ -20,7 +20,6 @@ from nemo_sdg.stages.base import Record, Sequential, Stage
 from nemo_sdg.stages.reshape import Explode, Join, JoinElements, Prepend, Sample, Segment
 from nemo_sdg.tasks.nemotron_cc import diverse_qa, knowledge_list
 from nemo_sdg.tasks.task import Rows
-from nemo_sdg.text.tokens import Tokenizer
 
 LINES = [f"Line {i} of the document says something of its own, number {i}." for i in range(12)]
 
@@ -282,7 +281,7 @@ def test_a_long_line_is_cut_and_not_deleted(segment: Segment) -> None:
 
 
 @dataclass(frozen=True)
-class Fixed(Tokenizer):
+class Fixed:
     """A tokenizer that counts the same for every text."""
 
     tokens: int
