@@ -7,8 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nemo_sdg.tasks import nemotron_cc
+from nemo_sdg.tasks.marks import bare
+from nemo_sdg.tasks.pairs import format_pair, general_pairs, pair_texts
+from nemo_sdg.tasks.parse import general_items, list_items
 from nemo_sdg.tasks.task import Task
 
+_NO_WORD = re.compile(r"^\W+")  # bullets of the source: a model writes sentences
 _END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -26,7 +30,12 @@ def answers_of(task: str, sources: Sequence[str]) -> list[str]:
 
 def general_parser(task: Task) -> Callable[[str], Any]:
     """Return the parser without its shortcuts for answers in the form asked for."""
-    return getattr(task.parse, "general", task.parse)
+    general = {list_items: general_items, pair_texts: _general_pair_texts}
+    return general.get(task.parse, task.parse)
+
+
+def _general_pair_texts(answer: str) -> list[str]:
+    return [format_pair(pair) for pair in general_pairs(bare(answer))]
 
 
 def _rephrased(number: int, text: str) -> str:
@@ -50,7 +59,7 @@ def _passages(number: int, text: str) -> str:
 
 
 def _sentences(text: str) -> list[str]:
-    flat = (" ".join(sentence.split()) for sentence in _END.split(text))
+    flat = (_NO_WORD.sub("", " ".join(sentence.split())) for sentence in _END.split(text))
     return [sentence for sentence in flat if len(sentence) > 20]
 
 
@@ -66,7 +75,7 @@ def _facts(number: int, text: str) -> str:
 def _pairs(number: int, text: str) -> str:
     lines = [nemotron_cc.PAIRS_PREFIX]
     for i, fact in enumerate(_sentences(text)[:8]):
-        topic = " ".join(fact.split()[:6]).rstrip(".:?!")
+        topic = " ".join(re.findall(r"\w+", fact)[:6])
         if number % 10 == 0:
             lines += [
                 f"{i + 1}. **Question:** What is said of {topic}?",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from nemo_sdg.errors import ParseError
+from nemo_sdg.tasks.as_asked import plain_pairs
 from nemo_sdg.tasks.marks import LEAD, bare, close_marks, json_values, unwrap
 
 QUESTION_TYPES = (
@@ -71,7 +72,12 @@ def parse_pair_text(text: str) -> Pair:
 
 def pair_texts(answer: str | None) -> list[str]:
     """Return the pairs of an answer in canonical text form; see `question_answer_pairs`."""
-    return [format_pair(pair) for pair in question_answer_pairs(answer)]
+    text = bare(answer)
+    pairs = plain_pairs(text, _QUESTION, _ANSWER, _BETWEEN)
+    if pairs is None:
+        return [format_pair(pair) for pair in question_answer_pairs(text)]
+    # Their kinds are not asked for, and follow from the rest.
+    return [format_pair(Pair(*pair, "")) for pair in dict.fromkeys(pairs)]
 
 
 def question_answer_pairs(answer: str | None) -> list[Pair]:
@@ -86,6 +92,14 @@ def question_answer_pairs(answer: str | None) -> list[Pair]:
         ParseError: `no_pairs`.
     """
     text = bare(answer)
+    plain = plain_pairs(text, _QUESTION, _ANSWER, _BETWEEN)
+    if plain is not None:
+        return [Pair(q, a, question_type(q, a)) for q, a in dict.fromkeys(plain)]
+    return general_pairs(text)
+
+
+def general_pairs(text: str) -> list[Pair]:
+    """Return what `question_answer_pairs` does of a bare answer, in its most general way."""
     found = list(_from_json(text)) or list(_from_text(text))
     if not found:
         raise ParseError("no_pairs")

@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any
 
 from nemo_sdg.errors import ConfigurationError, ParseError
+from nemo_sdg.tasks.as_asked import plain_items
 from nemo_sdg.tasks.marks import (
     LEAD,
     RULE,
@@ -193,8 +194,8 @@ def passages(answer: str | None) -> str:
         ParseError: `empty` (also when there are labels only); `nothing_to_extract`.
     """
     text = require(answer)
-    content = text
-    while content != (shorter := bare(_PASSAGE_LABEL.sub(r"\1", content))):
+    content, labelled = text, "passage" in text.lower()
+    while labelled and content != (shorter := bare(_PASSAGE_LABEL.sub(r"\1", content))):
         content = shorter
     if not re.search(r"\w", content):
         raise ParseError("empty", "labels without a passage")
@@ -243,6 +244,13 @@ def list_items(answer: str | None) -> list[str]:
     Raises:
         ParseError: `no_items`.
     """
+    text = bare(answer)
+    items = plain_items(text) if answer and answer.strip() == text else None
+    return list(dict.fromkeys(items)) if items else general_items(answer)
+
+
+def general_items(answer: str | None) -> list[str]:
+    """Return what `list_items` does, in its most general way."""
     items = _json_items(bare(answer)) or _merged(_lines(split_lines(answer)))
     kept = dict.fromkeys(item for item in map(_item_text, items) if re.search(r"\w", item))
     if not kept:

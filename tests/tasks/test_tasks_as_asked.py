@@ -1,0 +1,102 @@
+"""Answers in the form asked for take a short way; it gives what the general one gives."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nemo_sdg.errors import ParseError
+from nemo_sdg.tasks import as_asked, pairs, parse
+from nemo_sdg.tasks.marks import bare
+
+PIECES = [
+    *("Question:", "Answer:", " Answer: ", "- Question: ", "question 2.", "Frage:", "Antwort:"),
+    *("问题：", "答：", "A:", "Q:", "A. ", "B) ", "yes", "Pair of shoes", "12.", "- ", "---", "* "),
+    *("1. ", "2. ", "3. ", "12. ", "**", "__", "`", "```", "[", "{", "]", "?", "!", ".", ";", ":"),
+    *("：", " ", "  ", "\t", "\n", "\n\n", "\r\n", "\u2028", "\u200b", "\ufeff", "\xa0", "42"),
+    *("Is it so?", "Who", "²", "語", "é", "_x_", "|", '"', "”", "Note (see 3): ", "> ", "Sure!"),
+    *(
+        "Here are the facts:",
+        "(",
+        ")",
+        "Answer - ",
+        "Answer 2: ",
+        "$",
+        "[x] ",
+        "=",
+        "~",
+        "the moon",
+    ),
+]
+
+
+def outcome(function, text):
+    try:
+        return function(text)
+    except ParseError as error:
+        return error.code
+
+
+def answers(seed: int) -> list[str]:
+    """Make answers in the form asked for, and spoil most of them in a place or two."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(1500):
+        kind, lines = rng.randrange(3), []
+        for number in range(rng.randint(1, 5)):
+            words = " ".join(rng.choices(["Iron", "rusts", "at", "7", "am", "(so)", "it"], k=4))
+            lines.append(
+                (
+                    f"- Question: What {words}? Answer: {words.title()}.",
+                    f"- {words}.",
+                    f"{number + 1}. {words}.",
+                )[kind]
+            )
+        if rng.random() < 0.3:
+            lines.insert(
+                0, rng.choice(["Here they are:", "Question and answer:", "[x]", "Q: who?"])
+            )
+        text = "\n".join(lines)
+        for _ in range(rng.choice((0, 1, 1, 2, 3))):
+            at = rng.randrange(len(text) + 1)
+            text = text[:at] + rng.choice(PIECES) + text[at + rng.choice((0, 0, 1, 4)) :]
+        made.append(text)
+    return made
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_short_way_gives_what_the_general_one_gives(seed):
+    for text in answers(seed):
+        general = outcome(lambda t: pairs.general_pairs(bare(t)), text)
+        assert outcome(pairs.question_answer_pairs, text) == general, repr(text)
+        texts = general if isinstance(general, str) else [pairs.format_pair(p) for p in general]
+        assert outcome(pairs.pair_texts, text) == texts, repr(text)
+        assert outcome(parse.list_items, text) == outcome(parse.general_items, text), repr(text)
+
+
+def test_most_answers_in_the_form_asked_for_take_it():
+    taken = [as_asked.plain_items(bare(text)) is not None for text in answers(9)]
+    assert sum(taken) > 200
+    asked = (
+        "Here are pairs:\n- Question: What rusts? Answer: Iron: slowly.\n- Question: Who? Answer: I"
+    )
+    assert as_asked.plain_pairs(asked, pairs._QUESTION, pairs._ANSWER, pairs._BETWEEN) == [
+        ("What rusts?", "Iron: slowly."),
+        ("Who?", "I"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- Question: What? Answer: one. Question: Who? Answer: two.",
+        "- Question: What? Answer: 12.",
+        "- Question: What? Answer: QA",
+        "- Question: What Answer: it",
+        "- Question: Why. Antwort: it? Answer: it",
+        "- Question: What? Answer: ```x```",
+    ],
+)
+def test_what_could_be_read_otherwise_is_left_to_the_general_way(text):
+    assert as_asked.plain_pairs(text, pairs._QUESTION, pairs._ANSWER, pairs._BETWEEN) is None
