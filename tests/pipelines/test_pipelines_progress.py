@@ -149,7 +149,9 @@ def test_a_run_tells_what_it_does_while_it_does_it(client: Any, tmp_path: Path) 
             assert len(set(done)) >= 3, "it moved while the run went on"
             last = observer.states[-1]
             assert last.parts_done == last.parts_total > 1
-            assert max(state.in_flight for state in observer.states) <= 10
+            # Two workers tell at different times, and slots move between them meanwhile.
+            assert max(state.in_flight for state in observer.states) <= 20
+            assert max(entry.in_flight for entry in server.log.entries) <= 10
             assert any(state.in_flight > 0 for state in observer.states)
             assert any(state.seconds_left for state in observer.states)
             assert result.counts["summary"]["kept"] == 100
