@@ -208,13 +208,19 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
         fs.makedirs(path, exist_ok=True)
 
 
-def write_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> int:
+def write_file(
+    path: str | os.PathLike[str],
+    write: Callable[[IO[bytes]], object],
+    *,
+    is_synced: bool = True,
+) -> int:
     """Let `write` fill a file that appears whole or not at all; return its bytes.
 
     Args:
         path: path or fsspec URL; its folder is made when it is not there. A file there is
             replaced.
         write: called once with the open binary stream.
+        is_synced: False where the file need not outlive the machine, but processes only.
     """
     import fsspec
 
@@ -234,14 +240,16 @@ def write_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object
         with open(descriptor, "wb") as stream:
             write(stream)
             stream.flush()
-            os.fsync(stream.fileno())
+            if is_synced:
+                os.fsync(stream.fileno())
             size = stream.tell()
         os.replace(aside, inner)
     except BaseException:
         if os.path.exists(aside):
             os.unlink(aside)
         raise
-    _sync_folder(posixpath.dirname(inner))
+    if is_synced:
+        _sync_folder(posixpath.dirname(inner))
     return size
 
 

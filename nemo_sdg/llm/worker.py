@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import pickle
 import socket
 import subprocess
@@ -327,6 +328,11 @@ def get_engine(config: EngineConfig) -> EngineHandle:
         if engine is not None:
             engine.close()
         engine = EngineHandle(config)
+        if (
+            worker
+        ):  # what was imported for good is not looked through again with every thousand rows
+            gc.collect()
+            gc.freeze()
         try:
             with _engines_lock:
                 _refuse_ended(config)

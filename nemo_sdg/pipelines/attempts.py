@@ -63,7 +63,8 @@ class Attempt:
         _settle(self.folder)
         mark = {"fingerprint": self.fingerprint, "run": self.run, "times": self.times + 1}
         here = {"host": socket.gethostname(), "pid": os.getpid()}
-        self.folder.write_json(self._path, mark | here)
+        # It tells of processes that died; of a machine that did, it says nothing.
+        self.folder.write_json(self._path, mark | here, is_synced=False)
 
     def __exit__(self, *_: object) -> None:
         self.clear()

@@ -92,10 +92,10 @@ class RunFolder:
 
     # --- small files -----------------------------------------------------------------------------
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a file aside and rename it into its place."""
+    def write_json(self, name: str, value: Any, *, is_synced: bool = True) -> None:
+        """Write a file aside and rename it into its place; see `write_file` for `is_synced`."""
         data = json.dumps(value, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
-        write_file(self.path / name, lambda stream: stream.write(data))
+        write_file(self.path / name, lambda stream: stream.write(data), is_synced=is_synced)
 
     def read_json(self, name: str) -> Any:
         """Return a file's content, None where there is none."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from nemo_sdg.data.frames import schema_of
@@ -112,19 +114,25 @@ def _computed(due: list[Part], making: Making, watch: Watch) -> Iterator[dict[st
         name = part.chain.task.name
         if name not in schemas:
             schemas[name] = schema_of(part.chain.meta(part.meta))
-    work = delayed(make_part if making.round is None else retry_part, pure=False)
+    work: Callable[..., Any] = make_part if making.round is None else retry_part
     by_place = {(part.chain.task.name, part.number): part for part in due}
+    sources = dict(zip(by_place, _sources(by_place.values()), strict=True))
 
     def make(place: tuple[str, int]) -> Any:
         part = by_place[place]
-        return work(
+        # Within a partial: `delayed` looks through all that it is handed for lazy values.
+        make_of = partial(
+            work,
             part.chain,
-            part.frame,
-            part.number,
+            number=part.number,
             fingerprint=part.fingerprint,
             schema=schemas[place[0]],
             making=making,
         )
+        source = sources[place]
+        if source is None:
+            return delayed(make_of, pure=False)(frame=part.frame)
+        return delayed(partial(_read_and_made, make_of, source, part.frame.key), pure=False)()
 
     suspects = []
     for place, summary in watch.results(by_place, make):
@@ -141,6 +149,32 @@ def _computed(due: list[Part], making: Making, watch: Watch) -> Iterator[dict[st
     for summary in made_alone(watch, suspects, making, schemas):
         watch.gathered.parts_done += 1
         yield summary
+
+
+def _read_and_made(make_of: Callable[..., Any], source: dict[Any, Any], key: Any) -> Any:
+    """Make a part of a partition that is read here.
+
+    As a task of its own reading would cost Dask as much as the part, and be kept meanwhile.
+    """
+    import dask
+
+    return make_of(frame=dask.get(source, key))  # type: ignore[attr-defined]
+
+
+def _sources(parts: Iterable[Part]) -> list[dict[Any, Any] | None]:
+    """Return for each part the graph of its frame; None where others need some of it as well."""
+    from dask.optimization import cull
+    from dask.utils import ensure_dict
+
+    graphs: dict[int, dict[Any, Any]] = {}
+    needed: list[dict[Any, Any]] = []
+    for part in parts:
+        whole = part.frame.dask
+        if id(whole) not in graphs:
+            graphs[id(whole)] = ensure_dict(whole)
+        needed.append(dict(cull(graphs[id(whole)], [part.frame.key])[0]))
+    uses = Counter(key for graph in needed for key in graph)
+    return [graph if all(uses[key] == 1 for key in graph) else None for graph in needed]
 
 
 @contextlib.contextmanager
