@@ -30,7 +30,7 @@ from nemo_sdg.stages.reshape import (
     Sample,
     Segment,
 )
-from nemo_sdg.stages.select import Modify, ScoreFilter
+from nemo_sdg.stages.select import Filter, Modify, ScoreFilter
 from nemo_sdg.tasks.steps import JoinItems, JoinSegments, PrependSource, SampleItems
 from nemo_sdg.tasks.task import CleanStep, FlowTask, Task
 from nemo_sdg.text.filters import ColumnFilter, TokenCount
@@ -154,8 +154,8 @@ class Chain:
         if self.segment_tokens is None or budget is None or not budget.min_segment_tokens:
             return Sequential([])
         least = TokenCount(min_tokens=budget.min_segment_tokens, name="min_segment_tokens")
-        stage = ScoreFilter(least, text_field=self.text_field, tokenizer=self.tokenizer)
-        return Sequential([stage])
+        # Segments were counted when they were packed.
+        return Sequential([Filter(least, score_field=TOKENS_FIELD, text_field=self.text_field)])
 
     @cached_property
     def generate(self) -> Generate:
@@ -224,6 +224,7 @@ class Chain:
             max_items=step.max_items,
             tokens_per_item=step.tokens_per_item,
             tokenizer=self.tokenizer,
+            tokens_field=None if self.segment_tokens is None else TOKENS_FIELD,
             seed=self.seed,
             text_field=self.text_field,
             id_field=self.id_field,

@@ -178,6 +178,7 @@ class Sample(Stage):
     max_items: int
     tokens_per_item: int | None
     tokenizer: Tokenizer
+    tokens_field: str | None = None
     seed: int = 0
     text_field: str = "text"
     id_field: str = "id"
@@ -190,7 +191,12 @@ class Sample(Stage):
         seeds = xp.asarray(self._seeds(frame), dtype="uint64")
         most = xp.full(len(counts), self.max_items, dtype="int64")
         if self.tokens_per_item is not None:
-            tokens = xp.asarray(self.tokenizer.count_column(frame[self.text_field]).values)
+            counted = self.tokens_field is not None and self.tokens_field in frame.columns
+            tokens = xp.asarray(
+                frame[self.tokens_field].values
+                if counted
+                else self.tokenizer.count_column(frame[self.text_field]).values
+            )
             most = xp.maximum(1, self.max_items * tokens // self.tokens_per_item)
         share = (_mixed(xp, seeds) >> xp.uint64(11)).astype("float64") / 2.0**53
         keep = xp.minimum(counts, 1 + xp.floor(share * most).astype("int64"))
