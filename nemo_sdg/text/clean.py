@@ -21,6 +21,7 @@ from nemo_sdg.text.looks import (
     look_for_quotes,
     look_for_words,
 )
+from nemo_sdg.text.pieces import between_paragraphs
 from nemo_sdg.text.rules import Rules, replace_until_stable
 
 _BLANKS = (
@@ -104,7 +105,7 @@ def strip_markdown(series: Any) -> Any:
     so do names such as `snake_case` and `__init__`, products, powers and addresses. The content of
     code is text like any other here, so a "# comment" in it loses its mark.
     """
-    return replace_until_stable(series, _MARKDOWN, look_for_markdown)
+    return replace_until_stable(series, _MARKDOWN, look_for_markdown, cut=between_paragraphs)
 
 
 # --------------------------------------------------------------------------------------- quotes

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from nemo_sdg.data.regex import to_re2
-from nemo_sdg.text.rules import Found, Look, Mask, bytes_of, offsets_of
+from nemo_sdg.text.pieces import bytes_of, find_bytes, offsets_of
+from nemo_sdg.text.rules import Found, Look, Mask
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -28,7 +29,7 @@ def _table(characters: str) -> Mask:
     return table
 
 
-_MARKS = _table("`~>#-=*_![]<")
+_MARKS = _table("`~>#-=*_![]<").tobytes()
 _FIRST_IN_LINE = _table("`~>#-=*_")
 _NOT_BEFORE_STAR = _table(_WORD + r"*\/)]}=+%$^&@#<.-")
 _NOT_BEFORE_BAR = _table(_WORD + r"_\/)]}=+%$^&@#<.?-")
@@ -47,7 +48,7 @@ class _Places:
         offsets = offsets_of(column)
         low, high = int(offsets[0]), int(offsets[-1])
         data = bytes_of(column)
-        at = np.flatnonzero(_MARKS[data[low:high]]) + low
+        at = find_bytes(data[low:high], _MARKS) + low
         self._row = np.searchsorted(offsets, at, side="right") - 1
         self._data, self._at = data, at
         self._before = at - offsets[self._row]

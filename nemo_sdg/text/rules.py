@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from nemo_sdg.data.backend import from_arrow, is_cudf, replace_regex, to_arrow
 from nemo_sdg.data.regex import to_re2
+from nemo_sdg.text.pieces import Places, cut_up, lengths_of, put_together
 
 Rules: TypeAlias = tuple[tuple[str, str], ...]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -39,8 +40,13 @@ class Found(NamedTuple):
 Look: TypeAlias = Callable[["pa.LargeStringArray"], Found]
 """Tell of a column without nulls in which rows each rule can match. True is never wrong."""
 
+Cut: TypeAlias = Callable[["pa.LargeStringArray"], Places]
+"""Find places in the buffer of a column, inside texts, over which no match ever reaches."""
 
-def replace_until_stable(series: Any, rules: Rules, look: Look, *, blanks: str = "") -> Any:
+
+def replace_until_stable(
+    series: Any, rules: Rules, look: Look, *, cut: Cut | None = None, blanks: str = ""
+) -> Any:
     """Apply the rules in turn, again and again until none finds anything.
 
     Each rule must make what it changes shorter: lengths then tell when they are done, and what
@@ -52,6 +58,7 @@ def replace_until_stable(series: Any, rules: Rules, look: Look, *, blanks: str =
         series: text column.
         rules: pattern and replacement, see `replace_regex`.
         look: where to try.
+        cut: where texts may be taken apart, so that rules are tried on the pieces.
         blanks: characters that are stripped from both ends after each round; none where empty.
     """
     name = series.name
@@ -59,15 +66,18 @@ def replace_until_stable(series: Any, rules: Rules, look: Look, *, blanks: str =
         return _everywhere(series, rules, blanks).rename(name)
     column: Any = to_arrow(series)
     bare: Any = pc.fill_null(column, "") if column.null_count else column
-    changed, rows = _where_found(bare, rules, look, blanks)
-    if not len(rows):
+    pieces, firsts = (bare, None) if cut is None else cut_up(bare, cut(bare))
+    changed, at = _where_found(pieces, rules, look, blanks)
+    if not len(at):
         return from_arrow(column, like=series).rename(name)
-    mask = np.zeros(len(bare), np.bool_)
-    mask[rows] = True
-    # A null holds no match, so none is among the rows that changed.
-    return from_arrow(pc.replace_with_mask(column, pa.array(mask), changed), like=series).rename(
-        name
-    )
+    mask = np.zeros(len(pieces), np.bool_)
+    mask[at] = True
+    clean = pc.replace_with_mask(pieces, pa.array(mask), changed)
+    if firsts is not None:
+        clean = put_together(clean, firsts)
+    if column.null_count:
+        clean = pc.if_else(column.is_valid(), clean, pa.scalar(None, pa.large_string()))
+    return from_arrow(clean, like=series).rename(name)
 
 
 def _everywhere(series: Any, rules: Rules, blanks: str) -> Any:
@@ -128,25 +138,3 @@ def _one_pass(
         mask[waiting[chosen[shorter]]] = True
         texts = pc.replace_with_mask(texts, pa.array(mask), new.filter(pa.array(shorter)))
     return texts
-
-
-# --- the buffers of a column ----------------------------------------------------------------------
-
-
-def offsets_of(column: Any) -> npt.NDArray[np.int64]:
-    """Give the places in the buffer of the text at which rows begin, and the last one ends."""
-    if not len(column):
-        return np.zeros(1, np.int64)
-    offsets = np.frombuffer(column.buffers()[1], np.int64)
-    return offsets[column.offset : column.offset + len(column) + 1]
-
-
-def bytes_of(column: Any) -> npt.NDArray[np.uint8]:
-    """Give the buffer of the text."""
-    data = column.buffers()[2] if len(column) else None
-    return np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
-
-
-def lengths_of(column: Any) -> npt.NDArray[np.int64]:
-    """Give the bytes of each row."""
-    return np.diff(offsets_of(column))

@@ -16,6 +16,7 @@ from nemo_sdg.text.looks import (
     look_for_quotes,
     look_for_words,
 )
+from nemo_sdg.text.pieces import between_paragraphs, cut_up, offsets_of, put_together
 from nemo_sdg.text.rules import Found, replace_until_stable
 
 MARKS = [
@@ -37,6 +38,32 @@ RULES = {
         "",
     ),
 }
+
+
+SPARSE = [
+    "\n\n",
+    "\n\n",
+    "\n",
+    "\n",
+    " ",
+    "a",
+    "B",
+    "x y",
+    "*",
+    "_",
+    "_",
+    "__",
+    "__",
+    "`",
+    "```",
+    "---",
+    "> ",
+]
+
+
+def paragraphs(rng: random.Random) -> str:
+    """Make a text of short paragraphs, where marks of one stand near those of the next."""
+    return "".join(rng.choices(SPARSE, k=rng.randint(2, 24)))
 
 
 def soup(rng: random.Random) -> str:
@@ -64,6 +91,40 @@ def test_a_look_spares_work_and_changes_nothing(kind, seed):
     pd.testing.assert_series_equal(with_look, without)
     assert with_look.name == "answer"
     assert int((with_look != series).sum()) > 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rules_of_markdown_give_the_same_on_paragraphs_as_on_whole_texts(seed):
+    rng = random.Random(seed)
+    texts = [rng.choice((soup, paragraphs))(rng) for _ in range(3000)]
+    texts[::97] = [None] * len(texts[::97])
+    series = pd.Series(texts, dtype="str", name="answer").iloc[3:]
+    whole = replace_until_stable(series, clean._MARKDOWN, look_everywhere(len(clean._MARKDOWN)))
+    pd.testing.assert_series_equal(clean.strip_markdown(series), whole)
+
+
+def test_strong_bars_that_reach_into_the_next_paragraph_keep_the_two_together():
+    column = pa.array(["a\n\n__b\n\ncd__\n\nd", "__init__\n\n_x_\n", "\n\n"], pa.large_string())
+    pieces, firsts = cut_up(column, between_paragraphs(column))
+    assert pieces.to_pylist() == [
+        "a\n", "\n__b\n\ncd__\n", "\nd", "__init__\n\n_x_\n", "\n", "\n",
+    ]  # fmt: skip
+    assert firsts.tolist() == [0, 3, 4, 6]
+    assert clean.strip_markdown(pd.Series(column.to_pylist())).tolist() == [
+        "a\n\nb\n\ncd\n\nd", "__init__\n\nx\n", "\n\n",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "texts", [[], [""], ["", "a\n", "\n\n\n", "", "\nb", "c\n\nd"], ["\n", "\n", "é\n\n\n\n語"]]
+)
+def test_what_is_cut_up_can_be_put_together(texts):
+    column = pa.array(["before\n\n", *texts, "\nbehind"], pa.large_string()).slice(1, len(texts))
+    places = between_paragraphs(column)
+    pieces, firsts = cut_up(column, places)
+    assert put_together(pieces, firsts).equals(column)
+    assert not set(places.tolist()) & set(offsets_of(column).tolist())
+    assert len(pieces) == len(texts) + len(places)
 
 
 def test_a_look_that_misses_a_mark_is_caught():
