@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_sdg.tasks import nemotron_cc
 from nemo_sdg.tasks.marks import bare
-from nemo_sdg.tasks.pairs import format_pair, general_pairs, pair_texts
+from nemo_sdg.tasks.pairs import general_pair_texts, pair_texts
 from nemo_sdg.tasks.parse import general_items, list_items
 from nemo_sdg.tasks.task import Task
 
@@ -30,12 +30,11 @@ def answers_of(task: str, sources: Sequence[str]) -> list[str]:
 
 def general_parser(task: Task) -> Callable[[str], Any]:
     """Return the parser without its shortcuts for answers in the form asked for."""
-    general = {list_items: general_items, pair_texts: _general_pair_texts}
+    general = {
+        list_items: general_items,
+        pair_texts: lambda answer: general_pair_texts(bare(answer)),
+    }
     return general.get(task.parse, task.parse)
-
-
-def _general_pair_texts(answer: str) -> list[str]:
-    return [format_pair(pair) for pair in general_pairs(bare(answer))]
 
 
 def _rephrased(number: int, text: str) -> str:

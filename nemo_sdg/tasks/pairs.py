@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from nemo_sdg.errors import ParseError
-from nemo_sdg.tasks.as_asked import plain_pairs
+from nemo_sdg.tasks.as_asked import Tag, plain_pairs
 from nemo_sdg.tasks.marks import LEAD, bare, close_marks, json_values, unwrap
 
 QUESTION_TYPES = (
@@ -53,7 +53,11 @@ class Pair(NamedTuple):
 
 def format_pair(pair: Pair) -> str:
     """Return the canonical text of a pair; the kind is not in it, it follows from the rest."""
-    return f"Question: {pair.question}\nAnswer: {pair.answer}"
+    return _written(pair.question, pair.answer)
+
+
+def _written(question: str, answer: str) -> str:
+    return f"Question: {question}\nAnswer: {answer}"
 
 
 def parse_pair_text(text: str) -> Pair:
@@ -73,11 +77,18 @@ def parse_pair_text(text: str) -> Pair:
 def pair_texts(answer: str | None) -> list[str]:
     """Return the pairs of an answer in canonical text form; see `question_answer_pairs`."""
     text = bare(answer)
-    pairs = plain_pairs(text, _QUESTION, _ANSWER, _BETWEEN)
+    pairs = plain_pairs(text, _QUESTION_TAG, _ANSWER_TAG, _BETWEEN)
     if pairs is None:
-        return [format_pair(pair) for pair in question_answer_pairs(text)]
-    # Their kinds are not asked for, and follow from the rest.
-    return [format_pair(Pair(*pair, "")) for pair in dict.fromkeys(pairs)]
+        return general_pair_texts(text)
+    return [_written(*pair) for pair in dict.fromkeys(pairs)]
+
+
+def general_pair_texts(text: str) -> list[str]:
+    """Return what `pair_texts` does of a bare answer, in its most general way."""
+    if found := list(_from_json(text)):
+        return [format_pair(pair) for pair in dict.fromkeys(found)]
+    # The kinds of pairs in a text follow from the rest, and are not asked for.
+    return [_written(*pair) for pair in dict.fromkeys(_required(_from_text(text)))]
 
 
 def question_answer_pairs(answer: str | None) -> list[Pair]:
@@ -92,18 +103,25 @@ def question_answer_pairs(answer: str | None) -> list[Pair]:
         ParseError: `no_pairs`.
     """
     text = bare(answer)
-    plain = plain_pairs(text, _QUESTION, _ANSWER, _BETWEEN)
-    if plain is not None:
-        return [Pair(q, a, question_type(q, a)) for q, a in dict.fromkeys(plain)]
-    return general_pairs(text)
+    plain = plain_pairs(text, _QUESTION_TAG, _ANSWER_TAG, _BETWEEN)
+    return general_pairs(text) if plain is None else _judged(plain)
 
 
 def general_pairs(text: str) -> list[Pair]:
     """Return what `question_answer_pairs` does of a bare answer, in its most general way."""
-    found = list(_from_json(text)) or list(_from_text(text))
-    if not found:
+    if found := list(_from_json(text)):
+        return list(dict.fromkeys(found))
+    return _judged(_required(_from_text(text)))
+
+
+def _required(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    if not pairs:
         raise ParseError("no_pairs")
-    return list(dict.fromkeys(found))
+    return pairs
+
+
+def _judged(pairs: list[tuple[str, str]]) -> list[Pair]:
+    return [Pair(q, a, question_type(q, a)) for q, a in dict.fromkeys(pairs)]
 
 
 # ------------------------------------------------------------------------------------ kinds
@@ -254,6 +272,8 @@ def _pattern(*words: str) -> re.Pattern[str]:
 
 _QUESTION = _pattern(*_words(QUESTION_WORDS), "q")
 _ANSWER = _pattern(*_words(ANSWER_WORDS))
+_QUESTION_TAG = Tag(_QUESTION, _QUESTION_KEYS)
+_ANSWER_TAG = Tag(_ANSWER, _words(ANSWER_WORDS))
 _TITLES = "|".join(map(str.title, _words(ANSWER_WORDS)))
 _LOOSE_ANSWER = re.compile(rf"(?P<lead>)[ \t](?P<mark>[*_]{{0,3}})(?:{_TITLES})[*_]*[:：]")
 _AT_END = re.compile(r"\s*|[ \t]*(?:[-*_=]{3,}|`{3,})[ \t]*")
@@ -265,15 +285,17 @@ _BETWEEN = re.compile(
 )
 
 
-def _from_text(text: str) -> Iterator[Pair]:
+def _from_text(text: str) -> list[tuple[str, str]]:
     pairs = list(_pairs(text, _QUESTION, [_ANSWER, _LOOSE_ANSWER, _pattern("a")]))
     for question, answers in _SHORT_TAGS.items():
         if not pairs:
             pairs = list(_pairs(text, _pattern(question), [_ANSWER, *map(_pattern, answers)]))
-    yield from pairs
+    return pairs
 
 
-def _pairs(text: str, questions: re.Pattern[str], answers: list[re.Pattern[str]]) -> Iterator[Pair]:
+def _pairs(
+    text: str, questions: re.Pattern[str], answers: list[re.Pattern[str]]
+) -> Iterator[tuple[str, str]]:
     tags = list(questions.finditer(text))
     ends = [*(tag.start() for tag in tags), len(text)][1:]
     for i, (tag, end) in enumerate(zip(tags, ends, strict=True)):
@@ -287,7 +309,7 @@ def _pairs(text: str, questions: re.Pattern[str], answers: list[re.Pattern[str]]
             lines.pop()
         question, answer = _clean(tag, asked), _clean(answer_tag, "\n".join(lines))
         if re.search(r"\w", question) and answer:
-            yield Pair(question, answer, question_type(question, answer))
+            yield question, answer
 
 
 def _split(block: str, answers: list[re.Pattern[str]]) -> tuple[str, re.Match[str], str] | None:

@@ -24,6 +24,7 @@ from nemo_sdg.tasks.as_asked import plain_items
 from nemo_sdg.tasks.marks import (
     LEAD,
     RULE,
+    ZERO_WIDTH,
     bare,
     close_marks,
     json_values,
@@ -89,6 +90,8 @@ class AfterPrefix:
     def __call__(self, answer: str | None) -> str:
         """Parse one answer; see `after_prefix`."""
         text = require(answer)
+        if self._is_plain and text.startswith(self.prefix):
+            return require(text[len(self.prefix) :])
         for found in self._opening.finditer(text, 0, _GREETING_CHARACTERS + 800):
             if found.start() > _GREETING_CHARACTERS:
                 break
@@ -96,6 +99,12 @@ class AfterPrefix:
             if rest is not None:
                 return require(rest)
         raise ParseError("prefix_missing", f"the answer does not begin with {self.prefix!r}")
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether, where a text begins with the prefix, all that follows is the rest."""
+        found = self._opening.match(self.prefix)
+        return found is not None and not found["lead"] and self.prefix[found.end() :] == ":"
 
     @cached_property
     def _opening(self) -> re.Pattern[str]:
@@ -159,6 +168,8 @@ def after_prefix(prefix: str) -> AfterPrefix:
 
 _PASSAGE_LABEL = re.compile(label_pattern("Passage", "Passages"))
 _MAX_REFUSAL_CHARACTERS = 400
+_WORD = re.compile(r"\w")
+_ZERO_WIDTH = frozenset(ZERO_WIDTH)  # taken off the ends of a text
 _USEFUL = (
     r"(?:useful|relevant|factual|educational|meaningful|valuable|substantive|substantial|specific|"
     r"academic|scientific|significant|extractable|informative)"
@@ -169,9 +180,11 @@ _SOURCE = r"(?:text|document|article|input|source|excerpt)"
 _HAS = (
     r"(?:contains?|provides?|offers?|includes?|presents?|holds?|conveys?|carries|carry|ha(?:s|ve))"
 )
+_ONLY_NOTHING = re.compile(
+    rf"\W*(?:n/?a|none|nothing|empty|no (?:{_USEFUL} )?{_KNOWLEDGE}(?: found)?)\W*", re.IGNORECASE
+)
 _NOTHING = re.compile(
-    rf"""^\W*(?:n/?a|none|nothing|empty|no\ (?:{_USEFUL}\ )?{_KNOWLEDGE}(?:\ found)?)\W*$
-    | \bnothing\ (?:\w+\ ){{0,2}}(?:to\ (?:extract|report|rewrite)|{_USEFUL}|of\ value)
+    rf"""\bnothing\ (?:\w+\ ){{0,2}}(?:to\ (?:extract|report|rewrite)|{_USEFUL}|of\ value)
     | (?:n['’]t|\b(?:no|not|without|lacks?|lacking|devoid\ of|cannot|unable|insufficient|neither))\b
       [^.!?\n]{{0,80}}?
       (?: \b{_USEFUL}\b[^.!?\n]{{0,40}}?\b{_KNOWLEDGE}\b
@@ -182,6 +195,9 @@ _NOTHING = re.compile(
       [^.!?\n]{{0,60}}?\b{_KNOWLEDGE}\b""",
     re.IGNORECASE | re.VERBOSE,
 )
+_NOTHING_WORDS = (
+    "nothing", "knowledge", "information", "fact", "content", "material", "passage", "insight",
+)  # fmt: skip
 
 
 def passages(answer: str | None) -> str:
@@ -195,13 +211,36 @@ def passages(answer: str | None) -> str:
     """
     text = require(answer)
     content, labelled = text, "passage" in text.lower()
+    if labelled and _says_much(text):
+        return text
     while labelled and content != (shorter := bare(_PASSAGE_LABEL.sub(r"\1", content))):
         content = shorter
     if not re.search(r"\w", content):
         raise ParseError("empty", "labels without a passage")
-    if len(content) <= _MAX_REFUSAL_CHARACTERS and _NOTHING.search(content):
+    if len(content) <= _MAX_REFUSAL_CHARACTERS and _says_nothing(content):
         raise ParseError("nothing_to_extract")
     return text
+
+
+def _says_nothing(text: str) -> bool:
+    # Whatever `_NOTHING` matches holds one of these words, and most texts hold none.
+    lower = text.lower()
+    may = not text.isascii() or any(word in lower for word in _NOTHING_WORDS)
+    return _ONLY_NOTHING.fullmatch(text) is not None or (may and bool(_NOTHING.search(text)))
+
+
+def _says_much(text: str) -> bool:
+    """Tell whether lines that hold no label have a word, and are longer than any refusal."""
+    size, has_word = 0, False
+    for line in text.split("\n"):
+        said = line.strip()
+        if not said or "passage" in said.lower() or {said[0], said[-1]} & _ZERO_WIDTH:
+            continue
+        has_word = has_word or _WORD.search(said) is not None
+        size += len(said)
+        if has_word and size > _MAX_REFUSAL_CHARACTERS:
+            return True
+    return False
 
 
 # ---------------------------------------------------------------------------------- list items

@@ -81,10 +81,50 @@ def test_most_answers_in_the_form_asked_for_take_it():
     asked = (
         "Here are pairs:\n- Question: What rusts? Answer: Iron: slowly.\n- Question: Who? Answer: I"
     )
-    assert as_asked.plain_pairs(asked, pairs._QUESTION, pairs._ANSWER, pairs._BETWEEN) == [
+    assert as_asked.plain_pairs(asked, pairs._QUESTION_TAG, pairs._ANSWER_TAG, pairs._BETWEEN) == [
         ("What rusts?", "Iron: slowly."),
         ("Who?", "I"),
     ]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_tag_is_seen_before_its_colon_wherever_the_pattern_finds_it(seed):
+    rng = random.Random(seed)
+    words = f"{pairs.QUESTION_WORDS} {pairs.ANSWER_WORDS} q".replace("~", " ").split()
+    words += ["yan\u0131t", "queſtion", "QUEST\u0130ON", "the", "7"]
+    between = [
+        "",
+        "",
+        " ",
+        " " * 70,
+        "\t",
+        " no. ",
+        "n°",
+        " # ",
+        "*",
+        "__",
+        "2",
+        "\u0663",
+        "x",
+        ". ",
+    ]
+    found = 0
+    for _ in range(4000):
+        word = rng.choice((str, str.upper, str.title))(rng.choice(words))
+        colon = rng.choice(":：")
+        line = "".join(
+            (
+                rng.choice(["It is so. ", "Is it? ", "é; ", "a: b: "]),
+                word,
+                *rng.choices(between, k=3),
+            )
+        )
+        line += colon + rng.choice([" the moon", "", " yes: no"])
+        for tag in (pairs._QUESTION_TAG, pairs._ANSWER_TAG):
+            inside = tag.pattern.search(line, 1) is not None
+            assert tag.stands_in(line, 1) == inside, repr(line)
+            found += inside
+    assert found > 200
 
 
 @pytest.mark.parametrize(
@@ -99,4 +139,55 @@ def test_most_answers_in_the_form_asked_for_take_it():
     ],
 )
 def test_what_could_be_read_otherwise_is_left_to_the_general_way(text):
-    assert as_asked.plain_pairs(text, pairs._QUESTION, pairs._ANSWER, pairs._BETWEEN) is None
+    assert (
+        as_asked.plain_pairs(text, pairs._QUESTION_TAG, pairs._ANSWER_TAG, pairs._BETWEEN) is None
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_texts_behind_their_prefix_and_long_passages_take_a_short_way_to_the_same(
+    seed, monkeypatch
+):
+    prefix = "Here is a paraphrased version:"
+    short, general = parse.after_prefix(prefix), parse.after_prefix(prefix)
+    general.__dict__["_is_plain"] = False
+    assert short._is_plain
+    assert not parse.after_prefix("Here is the text")._is_plain
+    rng = random.Random(seed)
+    words = [*PIECES, "Passage 3:", "**passage:**", "Passage IV\n", "no useful knowledge", prefix]
+    texts = []
+    for _ in range(1500):
+        head = rng.choice(["", prefix, prefix + "\n", "Passage 1:\n", "Passages\n\n", prefix[:-1]])
+        long = "".join(
+            rng.choices(
+                [*words, *["what iron does in the rain ", "\n"] * 50], k=rng.choice((3, 60))
+            )
+        )
+        texts.append(head + long)
+    for text in texts:
+        assert outcome(short, text) == outcome(general, text), repr(text)
+    taken = [outcome(parse.passages, text) for text in texts]
+    assert sum(parse._says_much(bare(text)) and "assage" in text for text in texts) > 100
+    monkeypatch.setattr(parse, "_says_much", lambda text: False)
+    assert taken == [outcome(parse.passages, text) for text in texts]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_words_that_no_refusal_lacks_spare_the_search_for_one(seed, monkeypatch):
+    rng = random.Random(seed)
+    words = f"no not {' '.join(parse._NOTHING_WORDS)} this text holds to extract of value".split()
+    words += [
+        "PASSAGES.",
+        "ins\u0131ghts",
+        "fact\u017f",
+        "without",
+        "the",
+        "useful",
+        "lacks",
+        "n/a",
+    ]
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(3000)]
+    taken = [parse._says_nothing(text) for text in texts]
+    monkeypatch.setattr(parse, "_NOTHING_WORDS", [""])
+    assert taken == [parse._says_nothing(text) for text in texts]
+    assert 200 < sum(taken) < 2800
