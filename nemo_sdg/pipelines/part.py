@@ -14,12 +14,14 @@ from nemo_sdg.llm.worker import EngineLost
 from nemo_sdg.pipelines.attempts import MOST_STARTS, Attempt
 from nemo_sdg.pipelines.chain import Chain, PartResult
 from nemo_sdg.pipelines.cluster import device_memory, watch_device
+from nemo_sdg.pipelines.counting import noted
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.known_rows import known_rows, letters_of
 from nemo_sdg.pipelines.progress import publish_from_here
 from nemo_sdg.pipelines.round import Round
 from nemo_sdg.pipelines.watch import DIED, Died
 from nemo_sdg.stages.known import Known
+from nemo_sdg.text.counted import counting
 
 ENGINE_LOSSES = 2
 """How often a part may lose its engine's process before the run stops."""
@@ -100,8 +102,9 @@ def make_here(
     publish_from_here()
     watch_device(frame)
     started = time.perf_counter()
-    made = made_of(chain, frame, making.known(chain.task.name))
-    more = device_memory(frame)
+    with counting() as counted:
+        made = made_of(chain, frame, making.known(chain.task.name))
+    more = device_memory(frame) | noted(counted)
     return write_part(making, chain, number, fingerprint, schema, made, started, **more)
 
 

@@ -22,6 +22,7 @@ from nemo_sdg.errors import RunFolderError
 from nemo_sdg.pipelines import report_sections as sections
 from nemo_sdg.pipelines import report_words as words
 from nemo_sdg.pipelines.charts import Chart
+from nemo_sdg.pipelines.counting import counting_chart, in_all
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.metrics import Metrics, measure
 from nemo_sdg.pipelines.over_time import over_time
@@ -41,6 +42,7 @@ class Facts:
         counts: task -> counts of its finished parts.
         parts: task -> (finished, all; None where that is not known).
         recipe: the settings, as in recipe.yaml.
+        counting: where tokens were counted, see `counting.in_all`; empty on a CPU.
     """
 
     end: Mapping[str, Any]
@@ -48,6 +50,7 @@ class Facts:
     parts: Mapping[str, tuple[int, int | None]]
     recipe: Mapping[str, Any]
     metrics: Metrics
+    counting: Mapping[str, Any]
 
 
 def write_report(folder: RunFolder, *, samples: bool = True) -> str:
@@ -90,6 +93,7 @@ def gather(folder: RunFolder) -> Facts:
         parts={task: (len(summaries.get(task, ())), planned.get(task)) for task in tasks},
         recipe=recipe,
         metrics=measure(folder, is_priced=None not in _prices(recipe)),
+        counting=in_all(part for parts in summaries.values() for part in parts),
     )
 
 
@@ -113,6 +117,7 @@ def page(folder: RunFolder, facts: Facts, *, shows_samples: bool) -> str:
             sections.token_chart(facts.metrics),
             sections.waste_chart(total),
             sections.failures(total),
+            counting_chart(facts.counting),
         ),
         samples=samples_of(folder, columns, facts.recipe) if shows_samples else None,
         settings=settings(facts),

@@ -26,6 +26,7 @@ from nemo_sdg.errors import (
 )
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.pipelines.chain import check_counts
+from nemo_sdg.pipelines.counting import in_all
 from nemo_sdg.pipelines.folder import TABLES, RunFolder
 from nemo_sdg.pipelines.job import Job
 from nemo_sdg.pipelines.known_rows import rounds_of
@@ -143,7 +144,8 @@ def conclude(
     )
     device = [s["device_bytes"] for s in summaries.values() if "device_bytes" in s]
     peak = {"device_bytes": max(device)} if device else {}  # of the worker with the most
-    folder.write_json("run.json", _report(folder, job, result) | peak)
+    on_gpu = peak | in_all(summaries.values())
+    folder.write_json("run.json", _report(folder, job, result) | on_gpu)
     return result
 
 

@@ -14,6 +14,7 @@ from nemo_sdg.llm.worker import run_ends
 from nemo_sdg.pipelines.begin import announce
 from nemo_sdg.pipelines.cluster import open_cluster
 from nemo_sdg.pipelines.count import estimate
+from nemo_sdg.pipelines.counting import tell_notes
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.identity import settings_of
 from nemo_sdg.pipelines.job import Job, Part
@@ -94,11 +95,13 @@ def do_work(
             is_priced=all(server.is_priced for server in servers),
         )
         cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
+        told: set[str] = set()
         try:
             watch = Watch(cluster, lease, observer, gathered, run)
             with leaving_in_peace():
                 for summary in _computed(due, making, watch):
                     summaries[summary["task"], summary["number"]] = summary
+                    tell_notes(summary, told, observer.note)
         finally:
             with contextlib.suppress(Exception):
                 cluster.unsubscribe_topic(TOPIC)

@@ -23,8 +23,13 @@ _AGREEING_TOKENS = 8
 class Engine(Protocol):
     """What a tokenizer counts with."""
 
-    name: str  # the library that counts, or what stands in for one
-    notes: tuple[str, ...]  # what the user should know about it
+    @property
+    def name(self) -> str:
+        """The library that counts, or what stands in for one."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about it."""
 
     def count(self, texts: Texts) -> Counts:
         """Count the tokens of every text, without special tokens added; null counts 0."""

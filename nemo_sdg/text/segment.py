@@ -17,12 +17,14 @@ from nemo_sdg.data.backend import (
     array_module,
     concat,
     from_values,
+    is_cudf,
     join_text,
     split_text,
     to_arrow,
     to_values,
 )
 from nemo_sdg.errors import DataError
+from nemo_sdg.text.counted import counted_here
 from nemo_sdg.text.tokens import Tokenizer
 
 Missing = Literal["mark", "drop-document", "keep-original"]
@@ -83,7 +85,7 @@ def split_pack(
     pieces, per_row = split_text(texts, separator)
     xp = array_module(per_row)
     parent = _runs(xp, per_row)
-    lengths = xp.asarray(tokenizer.count(to_arrow(pieces)))
+    lengths = xp.asarray(tokenizer.count_column(pieces).values)
     pieces, lengths, source = _cut_long(pieces, lengths, tokenizer, max_tokens)
     parent = parent[source]
     continues = xp.zeros(len(source), dtype=bool)
@@ -99,7 +101,7 @@ def split_pack(
         inside = recount[group]
         chosen = pieces.take(xp.flatnonzero(inside))
         packed = join_text(chosen, sizes[recount], separator, continues[inside])
-        tokens[xp.flatnonzero(recount)] = xp.asarray(tokenizer.count(to_arrow(packed)))
+        tokens[xp.flatnonzero(recount)] = xp.asarray(tokenizer.count_column(packed).values)
         recount = (tokens > max_tokens) & (sizes > 1)
         if not bool(recount.any()):
             break
@@ -296,7 +298,10 @@ def _cut_long(
     long = xp.flatnonzero(lengths > max_tokens)
     if not len(long):
         return pieces, lengths, xp.arange(n)
-    parts = [tokenizer.cut(text, max_tokens) for text in to_values(pieces.take(long))]
+    texts: Any = to_arrow(pieces.take(long))
+    if is_cudf(pieces):  # proposals for cuts come from the engine for the CPU
+        counted_here().add_texts("cut", texts)
+    parts = [tokenizer.cut(text, max_tokens) for text in texts.to_pylist()]
     flat = [part for cut in parts for part in cut]
     repeats = xp.ones(n, dtype="int64")
     repeats[long] = xp.asarray([len(cut) for cut in parts])
@@ -304,8 +309,9 @@ def _cut_long(
     # The parts stand behind the pieces in one column, and are taken from there in their places.
     place = source.copy()
     place[xp.flatnonzero((lengths > max_tokens)[source])] = n + xp.arange(len(flat))
-    column = concat([pieces, from_values(flat, like=pieces, dtype="string")])
-    lengths = xp.concatenate((lengths, xp.asarray(tokenizer.count(flat))))
+    fresh = from_values(flat, like=pieces, dtype="string")
+    column = concat([pieces, fresh])
+    lengths = xp.concatenate((lengths, xp.asarray(tokenizer.count_column(fresh).values)))
     return column.take(place).reset_index(drop=True), lengths[place], source
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nemo_sdg.data.backend import from_arrow, to_arrow
+from nemo_sdg.data.backend import from_arrow, is_cudf, to_arrow
 from nemo_sdg.errors import TokenizerError
 from nemo_sdg.text.chat import ChatTemplate, Messages, plain_chat, read_chat_template
 from nemo_sdg.text.cut import cut_once
@@ -34,6 +34,7 @@ from nemo_sdg.text.engines import (
     Texts,
 )
 from nemo_sdg.text.fast import open_fast
+from nemo_sdg.text.gpu.engine import GpuEngine
 
 BUNDLED = "bundled"
 _BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -86,7 +87,10 @@ class Tokenizer:
 
     @property
     def engine(self) -> str:
-        """What counts: `gigatoken`, `tokenizers`, `transformers` or `tokenize route`."""
+        """What counts: `gigatoken`, `tokenizers`, `transformers` or `tokenize route`.
+
+        Once a column was counted on a GPU, `, GPU kernels` is added.
+        """
         return self._engine.name
 
     @property
@@ -110,7 +114,13 @@ class Tokenizer:
         return self._engine.count(texts)
 
     def count_column(self, series: Any) -> Any:
-        """Count the tokens of a text column: int64 column of the same library and index."""
+        """Count the tokens of a text column: int64 column of the same library and index.
+
+        A cuDF column is counted on the GPU, where it lies, as far as the kernels of `text/gpu` know
+        the tokenizer; `counted.counting` tells what they left to the processor.
+        """
+        if is_cudf(series) and isinstance(self._engine, GpuEngine):
+            return self._engine.count_column(series)
         return from_arrow(pa.array(self.count(to_arrow(series))), like=series)
 
     def render(self, messages: Messages) -> str:
@@ -241,7 +251,7 @@ def _build(origin: tuple[str, Any], name: str, *, estimated: bool) -> Tokenizer:
     kind, what = origin
     chat: ChatTemplate | None = None
     if kind == "remote":
-        engine: Engine = CountingEngine(what, name="tokenize route")
+        engine: Engine = GpuEngine(CountingEngine(what, name="tokenize route"), None, None)
         # The server does not show its vocabulary: its answers to a few texts stand for it.
         fingerprint = _sha256(name, json.dumps([int(n) for n in what(_PROBES)]))
     else:
@@ -287,11 +297,11 @@ def _locate(kind: str, what: str) -> Path:
         ) from error
 
 
-_opened: dict[tuple[Any, ...], tuple[Engine, ChatTemplate | None, str]] = {}
+_opened: dict[tuple[Any, ...], tuple[GpuEngine, ChatTemplate | None, str]] = {}
 _opening = threading.Lock()
 
 
-def _open(path: Path, name: str) -> tuple[Engine, ChatTemplate | None, str]:
+def _open(path: Path, name: str) -> tuple[GpuEngine, ChatTemplate | None, str]:
     """Open a tokenizer folder or file, once per process for the same files."""
     folder = path if path.is_dir() else path.parent
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -311,7 +321,7 @@ def _open(path: Path, name: str) -> tuple[Engine, ChatTemplate | None, str]:
         return _opened[key]
 
 
-def _open_json(file: Path, name: str) -> tuple[Engine, str]:
+def _open_json(file: Path, name: str) -> tuple[GpuEngine, str]:
     from tokenizers import Tokenizer as HuggingFaceTokenizer
 
     try:
@@ -319,10 +329,10 @@ def _open_json(file: Path, name: str) -> tuple[Engine, str]:
         tokenizer = HuggingFaceTokenizer.from_str(content)
     except Exception as error:  # `tokenizers` raises nothing more exact
         raise TokenizerError(f"tokenizer {name!r} cannot be read ({file.name}): {error}") from error
-    return open_fast(ExactEngine(tokenizer), content), content
+    return _engine(tokenizer, content), content
 
 
-def _open_auto(folder: Path, name: str) -> tuple[Engine, str]:
+def _open_auto(folder: Path, name: str) -> tuple[GpuEngine, str]:
     """Open a folder without tokenizer.json through transformers, which knows the other formats."""
     from transformers import AutoTokenizer
 
@@ -340,13 +350,18 @@ def _open_auto(folder: Path, name: str) -> tuple[Engine, str]:
         content = backend.to_str()
         from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-        return open_fast(ExactEngine(HuggingFaceTokenizer.from_str(content)), content), content
+        return _engine(HuggingFaceTokenizer.from_str(content), content), content
     vocabulary = json.dumps([type(auto).__name__, sorted(auto.get_vocab().items())])
 
     def count(texts: list[str]) -> list[int]:
         return [len(ids) for ids in auto(texts, add_special_tokens=False)["input_ids"]]
 
-    return CountingEngine(count, name="transformers"), vocabulary
+    return GpuEngine(CountingEngine(count, name="transformers"), None, None), vocabulary
+
+
+def _engine(tokenizer: Any, content: str) -> GpuEngine:
+    reference = ExactEngine(tokenizer)
+    return GpuEngine(open_fast(reference, content), reference, content)
 
 
 def _sha256(*parts: str) -> str:

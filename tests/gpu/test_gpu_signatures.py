@@ -23,6 +23,7 @@ from nemo_sdg.text.tokens import load_tokenizer
 PACKAGE = Path(backend.__file__).parents[1]
 SOURCES = [
     PACKAGE / "data" / "backend.py",
+    PACKAGE / "data" / "device.py",
     *sorted((PACKAGE / "text").glob("*.py")),
     *sorted((PACKAGE / "stages").glob("*.py")),
 ]
@@ -52,8 +53,35 @@ TABLE = [
     ("pylibcudf", "Column", []),
     ("pylibcudf", "DataType", []),
     ("pylibcudf:TypeId", "LIST", []),
+    # The memory of a text column, on loan: these and the last ones of cupy are in data/device.py.
+    ("cudf:Series", "__init__", ["data", "index"]),
+    ("cudf.core.column:ColumnBase", "access", ["mode", "scope"]),
+    ("cudf:Series", "_column", []),
+    ("cudf.core.buffer.buffer:Buffer", "access", ["mode", "scope"]),
+    ("cudf.core.buffer.buffer:Buffer", "ptr", []),
+    ("cudf.core.buffer.buffer:Buffer", "size", []),
+    ("cudf.core.buffer.spillable_buffer:SpillableBuffer", "access", ["mode", "scope"]),
+    ("pylibcudf:Column", "child", []),
+    ("pylibcudf:Column", "data", []),
+    ("pylibcudf:Column", "offset", []),
+    ("pylibcudf:Column", "size", []),
+    ("pylibcudf:Column", "type", []),
+    ("pylibcudf:DataType", "id", []),
+    ("pylibcudf:TypeId", "INT64", []),
+    ("pylibcudf:TypeId", "STRING", []),
+    ("cupy", "array", []),
+    ("cupy", "asarray", []),
+    ("cupy", "empty", []),
+    ("cupy", "flatnonzero", []),
+    ("cupy", "ndarray", []),
+    ("cupy", "zeros", []),
+    ("cupy:ndarray", "get", []),
+    ("cupy:ndarray", "tolist", []),
+    ("cupy.cuda", "MemoryPointer", []),
+    ("cupy.cuda:MemoryPointer", "ptr", []),
+    ("cupy.cuda", "UnownedMemory", []),
     ("cupy", "append", []),
-    ("cupy", "bincount", ["minlength"]),
+    ("cupy", "bincount", ["weights", "minlength"]),
     ("cupy", "lexsort", ["keys"]),
     ("cupy", "searchsorted", ["side"]),
 ]
@@ -126,6 +154,12 @@ def test_cudf_has_each_accessor_method(accessor, name, keywords):
 @pytest.mark.parametrize(("place", "name", "arguments"), TABLE, ids=lambda v: str(v) or "-")
 def test_cudf_has_each_method_of_the_table(place, name, arguments):
     check(resolve(place), name, arguments)
+
+
+def test_a_column_of_cudf_holds_one_of_pylibcudf():
+    """No class shows this attribute of objects; the memory of a column is reached through it."""
+    column = resolve("cudf.core.column:ColumnBase")
+    assert column.__annotations__["plc_column"] in {"plc.Column", resolve("pylibcudf:Column")}
 
 
 @pytest.mark.gpu

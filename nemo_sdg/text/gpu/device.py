@@ -28,7 +28,7 @@ class Settings(NamedTuple):
 
 
 class DeviceCounter:
-    """Counts on one device; the tables lie there. Not for two threads at once."""
+    """Counts on the current device, where the tables lie. Safe for threads."""
 
     def __init__(self, tables: Tables, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
@@ -50,12 +50,12 @@ class DeviceCounter:
         """Count the tokens of every row.
 
         Args:
-            chars: uint8 on the device; its address is a multiple of 8.
+            chars: uint8 on the device.
             offsets: int32 or int64 on the device: where rows begin and the last one ends.
 
         Returns:
             int64 counts, and int32 that is not 0 where a row has to be counted by another engine
-            (`kernels` says why); both on the device.
+            (`status` says why); both on the device.
         """
         rows = len(offsets) - 1
         counts, status = _zeros(max(rows, 1), np.int64), _zeros(max(rows, 1), np.int32)
@@ -64,6 +64,13 @@ class DeviceCounter:
             if end > first:
                 self._count(chars, offsets, first, end, counts, status)
         return counts[:rows], status[:rows]
+
+    def count_host(self, chars: Any, offsets: Any) -> tuple[Any, Any]:
+        """Count a column that lies on the host: the same, there and back."""
+        arrays = _arrays()
+        found = self.count(arrays.array(chars), arrays.array(offsets))
+        counts, status = (array if SIMULATED else array.get() for array in found)
+        return counts, status
 
     def _count(
         self, chars: Any, offsets: Any, first: int, end: int, counts: Any, status: Any
@@ -137,5 +144,7 @@ def _words(chars: Any) -> Any:
     """Give the same bytes eight at a time; the last are read whole: allocations reach so far."""
     if SIMULATED:
         return words_of(chars)
+    if chars.data.ptr % 8:  # a column that was cut out of packed memory
+        chars = chars.copy()
     size = -(-len(chars) // 8)
     return _given(_arrays().ndarray(size, np.uint64, memptr=chars.data))

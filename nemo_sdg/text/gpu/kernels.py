@@ -1,4 +1,4 @@
-"""The kernels. `device.py` launches them; `Job` there says what their arguments are.
+"""The kernels. `device.py` launches them and makes their arguments.
 
     locate    the row at every STRIDE bytes
     flag      rows that another engine has to count
@@ -21,6 +21,7 @@ from nemo_sdg.text.gpu.classes import UNSETTLED
 from nemo_sdg.text.gpu.flags import begins_added
 from nemo_sdg.text.gpu.merge import NO_PAIR, SHORT, is_long_token, is_token, merged, pair_of
 from nemo_sdg.text.gpu.split import char_at, first_safe, is_safe, next_word, row_between
+from nemo_sdg.text.gpu.status import HOLDS_ADDED, LONG_WORD, QUEUE_FULL, UNSETTLED_ROW
 
 STRIDE = 4096  # bytes between two places whose rows are known
 MEDIUM = 64  # bytes of a word that one thread merges
@@ -28,9 +29,6 @@ LONGEST = 1024  # bytes of a word that one warp merges
 FLAG_BYTES = 16  # that a thread of `flag` looks at
 QUEUES = 32  # a queue has so many tails, or all threads would wait for one
 WARP = 32
-
-# Why a row is left to another engine.
-HOLDS_ADDED, UNSETTLED_ROW, LONG_WORD, QUEUE_FULL = 1, 2, 4, 8
 
 _LENGTH_BITS = 24
 _LENGTH = (1 << _LENGTH_BITS) - 1

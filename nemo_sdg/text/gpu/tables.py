@@ -242,7 +242,7 @@ def _fill(entries: Any, low: Any, high: Any, size: int, shift: int, empty: int) 
 
 
 def _slots(low: Any, high: Any, shift: int) -> npt.NDArray[np.int64]:
-    formula = getattr(slot_of, "py_func", slot_of)
+    formula: Any = getattr(slot_of, "py_func", slot_of)
     with np.errstate(over="ignore"):
         slots: npt.NDArray[np.int64] = formula(low, high, shift)
     return slots
