@@ -20,7 +20,7 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,fast,serve]"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,fast,serve,gpu-build]"
 	@$(BIN)/python -m pytest --junit-xml=.pytest-junit.xml
 	@$(BIN)/python ci/rows.py --junit .pytest-junit.xml
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType, SimpleNamespace
@@ -197,7 +198,34 @@ class HostCounter:
     count_host = count
 
 
-# --- tokenizers -----------------------------------------------------------------------------------
+# --- texts and tokenizers ------------------------------------------------------------------------
+
+
+_PIECES = (
+    *"aAsStTdDmM'\"!/.,1٣²-_ \t\n\r\x00\u0085\u00a0\u3000語é\u0301ſǅʰ\u200d🎉",
+    "'s", "'RE", "'ll", "  ", "\r\n", "\n\n", "the", " and", " 2026", "日本", "कि", "ไทย",
+    "😀\u200d",
+)  # fmt: skip
+
+
+def odd_strings(number: int, seed: int) -> list[str]:
+    """Make strings of what the split rules treat apart, and of random code points."""
+    rng = random.Random(seed)
+    strings = []
+    for at in range(number):
+        if at % 3:
+            strings.append("".join(rng.choices(_PIECES, k=rng.randint(1, 24))))
+            continue
+        top = rng.choice((0x80, 0x3000, 0x10000, 0x110000))
+        codes = [rng.randrange(top) for _ in range(rng.randint(1, 16))]
+        strings.append("".join("x" if 0xD800 <= code < 0xE000 else chr(code) for code in codes))
+    return strings
+
+
+def longest_word(tokenizer: Any, text: str) -> int:
+    """Give the bytes of the longest word that the split rules make."""
+    words = tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    return max((len(word) for word, _ in words), default=0)
 
 
 def pre_tokenized(rules: str) -> Any:
