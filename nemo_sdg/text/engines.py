@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from nemo_sdg.text.lines import LineTokens
 
 Counts = npt.NDArray[np.int64]
 CountTexts = Callable[[list[str]], Sequence[int]]
@@ -33,6 +36,14 @@ class Engine(Protocol):
 
     def count(self, texts: Texts) -> Counts:
         """Count the tokens of every text, without special tokens added; null counts 0."""
+
+    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, LineTokens | None]:
+        r"""Count the lines of texts, and tell what is known of runs of them.
+
+        Args:
+            texts: large_string array without nulls.
+            lines: what they give when they are split at "\n", one below another.
+        """
 
     def starts(self, text: str) -> Counts:
         """Give the first character of every token, sorted: proposals for where to cut."""
@@ -71,6 +82,10 @@ class ExactEngine:
         starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding))
         return starts, encoding.ids
 
+    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, None]:
+        """Count every line by itself."""
+        return self.count(lines), None
+
     def starts(self, text: str) -> Counts:
         """Give the first character of every token; near a window's edge they may be torn."""
         return in_windows(text, lambda window: self.tokens(window)[0])
@@ -90,6 +105,10 @@ class CountingEngine:
         for rows, batch in _batches(texts):
             counts[rows] = self._count(batch)
         return counts
+
+    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, None]:
+        """Count every line by itself."""
+        return self.count(lines), None
 
     def starts(self, text: str) -> Counts:
         """Give as many evenly spaced characters as the text has tokens."""

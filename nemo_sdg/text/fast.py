@@ -8,6 +8,7 @@ than Python's Unicode tables always go to the reference (`unassigned` says why).
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import threading
@@ -21,12 +22,16 @@ import pyarrow.compute as pc
 
 from nemo_sdg.text.engines import Counts, Engine, ExactEngine, Texts, in_windows
 from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for, unassigned
+from nemo_sdg.text.lines import LineRules, Lines, LineTokens, line_rules, nothing_told
+from nemo_sdg.text.pieces import bytes_of, lengths_of, offsets_of
 
 _log = logging.getLogger(__name__)
 _switching = threading.Lock()
 
 # The ids of a call take up to 4 bytes for each byte of text.
 _BATCH_BYTES = 16_000_000
+# By so much of a column it is decided whether its lines are told by the tokens of its texts.
+_SAMPLE_BYTES = 200_000
 # A call with a column costs some 0.4 ms, a short text by itself some microseconds.
 _FEW_TEXTS = 100
 _FEW_CHARS = 100_000
@@ -51,7 +56,6 @@ class FastEngine:
         self._from_arrow = importlib.import_module("awkward").from_arrow
         self._backend: Any = importlib.import_module("gigatoken").Tokenizer.from_json(content)
         self._reference = reference
-        self._lengths: npt.NDArray[np.int64] | None = None
         self.name = "gigatoken"
         self.notes: tuple[str, ...] = reference.notes
 
@@ -68,6 +72,25 @@ class FastEngine:
         counts = self._reference.count(texts)  # what is no text at all it refuses, too
         self._switch_off(f"it failed on a batch of texts ({failure})")
         return counts
+
+    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, LineTokens | None]:
+        r"""Count the lines of texts, most of them out of one tokenization of the texts.
+
+        Args:
+            texts: large_string without nulls.
+            lines: what they give when they are split at "\n", one below another.
+
+        Returns:
+            The tokens of each line, and what was found out about them.
+        """
+        found = self._line_tokens(texts)
+        if found is None or not found.ends.any():
+            return self.count(lines), None
+        told, filled = found.begins & found.ends, lengths_of(lines) > 0
+        counts = np.where(told & filled, found.last - found.first, 0)
+        untold = np.flatnonzero(~told & filled)
+        counts[untold] = self.count(lines.take(pa.array(untold)))
+        return counts, found
 
     def starts(self, text: str) -> Counts:
         """Give the first character of every token, as the reference does."""
@@ -94,6 +117,43 @@ class FastEngine:
             or (not _is_young(text) and self._backend.encode(text).tolist() != encoding.ids)
             or self._starts(self._backend, text).tolist() != [at for at, _ in encoding.offsets]
         ]
+
+    def _line_tokens(self, texts: Any) -> LineTokens | None:
+        if (backend := self._backend) is None or self._line_rules is None or not len(texts):
+            return None
+        try:
+            parts = [self._line_tokens_of(backend, self._line_rules, one) for one in _slices(texts)]
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            return None  # the count that follows meets it again, and says so
+        return LineTokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _line_tokens_of(self, backend: Any, rules: LineRules, column: Any) -> LineTokens:
+        offsets = offsets_of(column)
+        few = column.slice(0, int(np.searchsorted(offsets, offsets[0] + _SAMPLE_BYTES)))
+        if not Lines(few, rules).are_mostly_told:
+            data = bytes_of(column)[offsets[0] : offsets[-1]]
+            return nothing_told(len(column) + int(np.count_nonzero(data == ord("\n"))))
+        layout = backend.encode_batch(self._from_arrow(column), parallel=False).layout
+        ids = np.asarray(layout.content.data)
+        upto: Any = np.zeros(len(ids) + 1, np.int32 if column.nbytes < 1 << 31 else np.int64)
+        np.cumsum(np.take(self._sizes, ids), out=upto[1:])
+        trusted = np.ones(len(column), np.bool_)
+        trusted[_young_rows(column)] = False
+        return Lines(column, rules).tokens(upto, np.asarray(layout.offsets), trusted)
+
+    @functools.cached_property
+    def _line_rules(self) -> LineRules | None:
+        return line_rules(self._reference.tokenizer, self.count)
+
+    @functools.cached_property
+    def _sizes(self) -> npt.NDArray[np.int32]:
+        """The bytes of each token."""
+        vocabulary = self._backend.vocab
+        table = np.zeros(max(vocabulary, default=0) + 1, np.int32)
+        table[list(vocabulary)] = [len(token) for token in vocabulary.values()]
+        return table
 
     def _switch_off(self, why: str) -> None:
         with _switching:
@@ -137,12 +197,7 @@ class FastEngine:
         # The bytes differ where the text is normalised, or a token swallows the blanks beside it.
         if backend.decode(ids) != data:
             return self._reference.tokens(window)[0]
-        if self._lengths is None:
-            vocabulary = backend.vocab
-            table = np.zeros(max(vocabulary, default=0) + 1, np.int64)
-            table[list(vocabulary)] = [len(token) for token in vocabulary.values()]
-            self._lengths = table
-        lengths = self._lengths[ids]
+        lengths = self._sizes[ids].astype(np.int64)
         firsts: Counts = np.cumsum(lengths) - lengths
         if len(data) > len(window):
             leads = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
@@ -215,19 +270,13 @@ def _slices(texts: pa.Array[Any] | pa.ChunkedArray[Any]) -> Iterator[pa.Array[An
         # A mask of nulls, though it hides nothing, makes another type of the column in awkward.
         bare: list[Any] = [None, *column.buffers()[1:]]
         column = pa.Array.from_buffers(column.type, len(column), bare, 0, column.offset)
-        offsets = _offsets(column)
+        offsets = offsets_of(column)
         first = 0
         while first < len(column):
             room = offsets[first] + _BATCH_BYTES
             last = max(first + 1, int(np.searchsorted(offsets, room, side="right")) - 1)
             yield column.slice(first, last - first)
             first = last
-
-
-def _offsets(column: Any) -> npt.NDArray[np.int64]:
-    """Give the places in the buffer of the text at which the rows begin and the last one ends."""
-    offsets = np.frombuffer(column.buffers()[1], np.int64)
-    return offsets[column.offset : column.offset + len(column) + 1]
 
 
 def _is_young(text: str) -> bool:
@@ -240,7 +289,7 @@ def _is_young(text: str) -> bool:
 
 def _young_rows(column: Any) -> npt.NDArray[np.int64]:
     """Give the rows with a character that Python does not know."""
-    offsets = _offsets(column)
+    offsets = offsets_of(column)
     low, high = int(offsets[0]), int(offsets[-1])
     none = np.zeros(0, np.int64)
     if low == high:

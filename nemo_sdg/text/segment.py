@@ -25,6 +25,7 @@ from nemo_sdg.data.backend import (
 )
 from nemo_sdg.errors import DataError
 from nemo_sdg.text.counted import counted_here
+from nemo_sdg.text.lines import LineTokens
 from nemo_sdg.text.tokens import Tokenizer
 
 Missing = Literal["mark", "drop-document", "keep-original"]
@@ -72,10 +73,11 @@ def split_pack(
         separator: literal text, kept inside segments; it costs what the tokenizer counts for it.
 
     Returns:
-        The segments. Packing takes neighbours first-fit in order by the sum of their counts. Every
-        segment of several pieces is counted as it stands, since no rule makes the sum a bound (a
-        separator may break up the token before it); one that came out longer than its sum is packed
-        anew with as much less room.
+        The segments. Packing takes neighbours first-fit in order by the sum of their counts. The
+        tokens of a segment of several pieces are those of the segment as it stands, since no rule
+        makes the sum a bound (a separator may break up the token before it): they are counted, or
+        read off the tokens of the text where that is exact (`text.lines`). One that came out longer
+        than its sum is packed anew with as much less room.
 
     Raises:
         ValueError: `max_tokens` is below 1, or the separator is empty.
@@ -85,8 +87,9 @@ def split_pack(
     pieces, per_row = split_text(texts, separator)
     xp = array_module(per_row)
     parent = _runs(xp, per_row)
-    lengths = xp.asarray(tokenizer.count_column(pieces).values)
+    lengths, told = _count_pieces(texts, pieces, tokenizer, separator)
     pieces, lengths, source = _cut_long(pieces, lengths, tokenizer, max_tokens)
+    told = told and told.of_pieces(source)
     parent = parent[source]
     continues = xp.zeros(len(source), dtype=bool)
     continues[1:] = source[1:] == source[:-1]
@@ -98,10 +101,15 @@ def split_pack(
     tokens = lengths[begins]
     recount = sizes > 1
     while bool(recount.any()):
-        inside = recount[group]
+        unknown = recount
+        if told is not None:
+            known, counted = told.of_runs(begins, begins + sizes - 1)
+            tokens = xp.where(recount & known, counted, tokens)
+            unknown = recount & ~known
+        inside = unknown[group]
         chosen = pieces.take(xp.flatnonzero(inside))
-        packed = join_text(chosen, sizes[recount], separator, continues[inside])
-        tokens[xp.flatnonzero(recount)] = xp.asarray(tokenizer.count_column(packed).values)
+        packed = join_text(chosen, sizes[unknown], separator, continues[inside])
+        tokens[xp.flatnonzero(unknown)] = xp.asarray(tokenizer.count_column(packed).values)
         recount = (tokens > max_tokens) & (sizes > 1)
         if not bool(recount.any()):
             break
@@ -287,6 +295,15 @@ def join_segments(
         first=firsts[kept],
         parts=order[present & kept[codes]],
     )
+
+
+def _count_pieces(
+    texts: Any, pieces: Any, tokenizer: Tokenizer, separator: str
+) -> tuple[Any, LineTokens | None]:
+    """Count the pieces of texts; where they are lines, tell what is known of runs of them."""
+    if separator == "\n" and isinstance(tokenizer, Tokenizer) and not is_cudf(texts):
+        return tokenizer.count_lines(to_arrow(texts).drop_null(), to_arrow(pieces))
+    return array_module(pieces).asarray(tokenizer.count_column(pieces).values), None
 
 
 def _cut_long(

@@ -35,6 +35,7 @@ from nemo_sdg.text.engines import (
 )
 from nemo_sdg.text.fast import open_fast
 from nemo_sdg.text.gpu.engine import GpuEngine
+from nemo_sdg.text.lines import LineTokens
 
 BUNDLED = "bundled"
 _BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -112,6 +113,18 @@ class Tokenizer:
             is one endless word (then within a token per window).
         """
         return self._engine.count(texts)
+
+    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, LineTokens | None]:
+        r"""Count the lines of texts; where split rules allow, from one tokenization of the texts.
+
+        Args:
+            texts: Arrow array of strings without nulls.
+            lines: what they give when they are split at "\n", one below another.
+
+        Returns:
+            What `count(lines)` gives, and what was found out about runs of lines.
+        """
+        return self._engine.count_lines(texts, lines)
 
     def count_column(self, series: Any) -> Any:
         """Count the tokens of a text column: int64 column of the same library and index.

@@ -23,8 +23,9 @@ from nemo_sdg.text.cut import cut_once
 from nemo_sdg.text.engines import ExactEngine
 from nemo_sdg.text.fast import FastEngine, is_failure, open_fast
 from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for, unassigned
+from nemo_sdg.text.lines import LineTokens
 from nemo_sdg.text.segment import split_pack
-from nemo_sdg.text.tokens import load_tokenizer
+from nemo_sdg.text.tokens import Tokenizer, load_tokenizer
 
 TOPICS = [text for _, text in sorted(pydoc_data.topics.topics.items())]
 
@@ -471,3 +472,108 @@ def test_every_code_point_is_exact(split):
     assert engine.differences(known) == []
     others = pa.array([in_context(code) for code in codes if unassigned()[code]][::37])
     assert engine.count(others).tolist() == encode_slowly(tokenizer, others.to_pylist())
+
+
+# -------------------------------------------------------------------------------- lines of texts
+
+LINE_ENDS = [
+    *"\n\n\n\n\n\n", "\r\n", "\r", "/", "//", ".", ")", ").", "...", '"', "'", "'s", "'S", " ",
+    "  ", "\t", "\xa0", "\u3000", "\u2028", "\x0b", "\x00", "_", "a", "Z", "7", "123", "Words",
+    " and", "é", "\u0301", "語", "ſ", "<|end|>", "<|end", "|>", "->", "\\", "{", "}", "\n    ",
+    "\n\t",
+]  # fmt: skip
+
+
+def line_texts(seed, number):
+    rng = random.Random(seed)
+    return ["".join(rng.choices(LINE_ENDS, k=rng.randint(0, 14))) for _ in range(number)]
+
+
+@pytest.mark.row("M10")
+@pytest.mark.parametrize("split", SPLITS)
+def test_lines_have_in_their_texts_the_tokens_that_they_have_by_themselves(split, monkeypatch):
+    pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
+    reference = ExactEngine(train(SPLITS[split]))
+    engine = FastEngine(reference, reference.tokenizer.to_str())
+    monkeypatch.setattr(fast.Lines, "are_mostly_told", True)
+    monkeypatch.setattr(fast, "_BATCH_BYTES", 3000)
+    texts = ["before\n", *line_texts(1, 1500), *TOPICS[:2], "young \u1c89\nrow", "", "\nbehind"]
+    column = pa.array(texts, pa.large_string()).slice(1, len(texts) - 2)
+    per_text = [text.split("\n") for text in column.to_pylist()]
+    lines = [line for some in per_text for line in some]
+    counts, told = engine.count_lines(column, pa.array(lines, pa.large_string()))
+    assert counts.tolist() == reference.count(lines).tolist()
+    # Every run of lines within a text whose tokens are said to be known.
+    runs, expected = [], []
+    begin = 0
+    for some in per_text:
+        for i in range(len(some)):
+            for j in range(i if some[i] else i + 1, min(i + 4, len(some))):
+                known, tokens = told.of_runs(np.array([begin + i]), np.array([begin + j]))
+                if known[0]:
+                    runs.append("\n".join(some[i : j + 1]))
+                    expected.append(int(tokens[0]))
+        begin += len(some)
+    assert reference.count(runs).tolist() == expected
+    assert len(runs) > 2000
+    assert sum(run[:1] == "\n" for run in runs) > 100 < sum(run[-1:] == "\n" for run in runs)
+
+
+def test_what_is_known_of_lines_holds_where_one_was_cut_no_longer():
+    begins = np.array([True, True, True])
+    told = LineTokens(np.array([0, 5, 9]), np.array([4, 8, 12]), begins, begins)
+    pieces = told.of_pieces(np.array([0, 1, 1, 2]))
+    assert pieces.begins.tolist() == pieces.ends.tolist() == [True, False, False, True]
+    known, tokens = pieces.of_runs(np.array([0, 0]), np.array([3, 2]))
+    assert known.tolist() == [True, False]
+    assert tokens[0] == 12
+
+
+def odd_ones(split="llama3"):
+    """Make tokenizers whose lines cannot be told from their texts, each for a reason of its own."""
+    normalized = train(SPLITS[split])
+    normalized.normalizer = normalizers.NFC()
+    stripping = train(SPLITS[split])
+    stripping.add_special_tokens([AddedToken("<pad>", lstrip=True)])
+    breaking = train(SPLITS[split])
+    breaking.add_special_tokens(["<a>\n"])
+    prefixed = train(None)
+    prefixed.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return [normalized, stripping, breaking, prefixed]
+
+
+def test_other_tokenizers_count_every_line_by_itself():
+    pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
+    column = pa.array(["one\ntwo <pad>\n three<a>\n"], pa.large_string())
+    lines = pa.array(column[0].as_py().split("\n"), pa.large_string())
+    for tokenizer in odd_ones():
+        engine = FastEngine(ExactEngine(tokenizer), tokenizer.to_str())
+        counts, told = engine.count_lines(column, lines)
+        assert told is None
+        assert counts.tolist() == encode_slowly(tokenizer, lines.to_pylist())
+
+
+def test_segments_are_the_same_whichever_engine_counts(reference, engine):
+    texts = pd.Series([*TOPICS[:30], None, "", *line_texts(2, 200)], dtype="str")
+    quick, slow = (
+        Tokenizer(one, name="", fingerprint="", chat=None, estimated=False, origin=("path", ""))
+        for one in (engine, reference)
+    )
+    asked = []
+    for budget in (16, 200):
+        ours, theirs = (split_pack(texts, one, max_tokens=budget) for one in (quick, slow))
+        pd.testing.assert_series_equal(ours.text, theirs.text)
+        for name in ("parent", "index", "count", "tokens", "continues"):
+            assert getattr(ours, name).tolist() == getattr(theirs, name).tolist()
+
+    def count(rows):
+        asked.append(sum(map(len, to_strings(rows))))
+        return reference.count(rows)
+
+    engine.count = count
+    split_pack(texts, quick, max_tokens=200)
+    assert sum(asked) < texts.str.len().sum() / 3  # the rest was read off the texts' tokens
+
+
+def to_strings(rows):
+    return [row for row in (rows if isinstance(rows, list) else rows.to_pylist()) if row]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from nemo_sdg.text.engines import Counts, Engine, ExactEngine, Texts
 from nemo_sdg.text.fast import is_failure
 from nemo_sdg.text.gpu.status import REASONS
 from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for
+
+if TYPE_CHECKING:
+    from nemo_sdg.text.lines import LineTokens
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +76,10 @@ class GpuEngine:
     def count(self, texts: Texts) -> Counts:
         """Count the tokens of every text, on the CPU."""
         return self._cpu.count(texts)
+
+    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, LineTokens | None]:
+        """Count lines, on the CPU."""
+        return self._cpu.count_lines(texts, lines)
 
     def starts(self, text: str) -> Counts:
         """Give the first character of every token."""

@@ -9,16 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nemo_sdg.errors import TokenizerError
 from nemo_sdg.text.gpu.classes import ClassTable, class_table
 from nemo_sdg.text.gpu.merge import SHORT, hash_of, slot_of
-from nemo_sdg.text.gpu.rules import GPT2, PATTERNS, Rules
+from nemo_sdg.text.gpu.rules import NotCompiled, Rules, parts_of, rules_of
 
 _PREFIX = 8  # bytes of an added token that are looked for
-
-
-class NotCompiled(TokenizerError):
-    """The kernels do not do what this tokenizer asks for: the CPU counts for it."""
 
 
 class Tables(NamedTuple):
@@ -66,7 +61,7 @@ def compile_tokenizer(content: str) -> Tables:
     model = spec["model"]
     _check_model(model)
     settled = _check_normalizer(spec.get("normalizer"))
-    rules = _rules_of(spec.get("pre_tokenizer"))
+    rules = rules_of(spec.get("pre_tokenizer"))
     vocabulary: dict[str, int] = model["vocab"]
     letters = np.full(256, -1, np.int32)
     alphabet = _alphabet()
@@ -109,40 +104,12 @@ def _check_model(model: dict[str, Any]) -> None:
 
 def _check_normalizer(normalizer: dict[str, Any] | None) -> bool:
     """Tell whether texts are brought into the normal form NFC."""
-    parts = _parts(normalizer, "normalizers")
+    parts = parts_of(normalizer, "normalizers")
     if not parts:
         return False
     if [part["type"] for part in parts] != ["NFC"]:
         raise NotCompiled(f"normalizer {' and '.join(part['type'] for part in parts)}")
     return True
-
-
-def _parts(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
-    if step is None:
-        return []
-    return step[inner] if step["type"] == "Sequence" else [step]
-
-
-def _rules_of(pre_tokenizer: dict[str, Any] | None) -> Rules:
-    parts = _parts(pre_tokenizer, "pretokenizers")
-    if not parts or parts[-1]["type"] != "ByteLevel":
-        raise NotCompiled(f"pre-tokenizer {' and '.join(part['type'] for part in parts) or None}")
-    if parts[-1].get("add_prefix_space", True):
-        raise NotCompiled("ByteLevel with add_prefix_space")
-    splits = parts[:-1]
-    if parts[-1].get("use_regex", True):
-        if splits:
-            raise NotCompiled("ByteLevel with use_regex after another pre-tokenizer")
-        return GPT2
-    if [part["type"] for part in splits] != ["Split"]:
-        raise NotCompiled(f"pre-tokenizer {' and '.join(part['type'] for part in parts)}")
-    [split] = splits
-    if split["behavior"] != "Isolated" or split.get("invert"):
-        raise NotCompiled(f"Split {split['behavior']}, invert {split.get('invert')}")
-    pattern = split["pattern"].get("Regex")
-    if pattern not in PATTERNS:
-        raise NotCompiled(f"split pattern {split['pattern']}")
-    return PATTERNS[pattern]
 
 
 def _alphabet() -> dict[str, int]:
