@@ -25,6 +25,7 @@ SOURCES = [
     PACKAGE / "data" / "backend.py",
     PACKAGE / "data" / "device.py",
     *sorted((PACKAGE / "text").glob("*.py")),
+    PACKAGE / "text" / "gpu" / "engine.py",
     *sorted((PACKAGE / "stages").glob("*.py")),
 ]
 ACCESSORS = {
@@ -70,20 +71,13 @@ TABLE = [
     ("pylibcudf:TypeId", "INT64", []),
     ("pylibcudf:TypeId", "STRING", []),
     ("cupy", "array", []),
-    ("cupy", "asarray", []),
     ("cupy", "empty", []),
-    ("cupy", "flatnonzero", []),
-    ("cupy", "ndarray", []),
-    ("cupy", "zeros", []),
     ("cupy:ndarray", "get", []),
     ("cupy:ndarray", "tolist", []),
     ("cupy.cuda", "MemoryPointer", []),
     ("cupy.cuda:MemoryPointer", "ptr", []),
     ("cupy.cuda", "UnownedMemory", []),
-    ("cupy", "append", []),
-    ("cupy", "bincount", ["weights", "minlength"]),
     ("cupy", "lexsort", ["keys"]),
-    ("cupy", "searchsorted", ["side"]),
 ]
 
 
@@ -103,6 +97,23 @@ def accessor_uses(source: str) -> set[tuple[str, str, tuple[str, ...]]]:
     return {(*place, tuple(sorted(keywords))) for place, keywords in uses.items()}
 
 
+def array_uses(source: str) -> set[tuple[str, tuple[str, ...]]]:
+    """Find what is asked of `xp`, which is cupy on a card: name, keywords."""
+    uses: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(source)):
+        called = isinstance(node, ast.Call)
+        asked = node.func if called else node
+        if (
+            isinstance(asked, ast.Attribute)
+            and isinstance(asked.value, ast.Name)
+            and asked.value.id in {"xp", "cupy"}
+        ):
+            keywords = [k.arg for k in node.keywords if k.arg] if called else []
+            uses.setdefault(asked.attr, set()).update(keywords)
+    return {(name, tuple(sorted(keywords))) for name, keywords in uses.items()}
+
+
+ARRAY_USES = sorted({u for path in SOURCES for u in array_uses(path.read_text(encoding="utf-8"))})
 USES = sorted({use for path in SOURCES for use in accessor_uses(path.read_text(encoding="utf-8"))})
 
 
@@ -136,6 +147,8 @@ def test_the_scan_finds_names_and_keywords():
     }
     assert ("str", "split", ("expand", "regex")) in USES
     assert ("list", "leaves", ()) in USES
+    assert array_uses("xp.zeros(3, dtype='int8').any(); np.ones(2)") == {("zeros", ("dtype",))}
+    assert {("searchsorted", ("side",)), ("bincount", ("minlength", "weights"))} <= set(ARRAY_USES)
 
 
 def test_the_check_finds_what_is_missing():
@@ -149,6 +162,13 @@ def test_the_check_finds_what_is_missing():
 @pytest.mark.parametrize(("accessor", "name", "keywords"), USES, ids=lambda v: str(v) or "-")
 def test_cudf_has_each_accessor_method(accessor, name, keywords):
     check(resolve(ACCESSORS[accessor]), name, keywords)
+
+
+@pytest.mark.parametrize(("name", "keywords"), ARRAY_USES, ids=lambda v: str(v) or "-")
+def test_cupy_has_each_function(name, keywords):
+    check(resolve("cupy"), name, ())
+    if keywords and not isinstance(getattr(resolve("cupy"), name), type):
+        check(resolve("cupy"), name, keywords)
 
 
 @pytest.mark.parametrize(("place", "name", "arguments"), TABLE, ids=lambda v: str(v) or "-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import text_card_stand_in as card
 import text_gpu_rig as rig
 from tokenizers import models, normalizers
 
@@ -52,7 +54,7 @@ def reference() -> ExactEngine:
 
 @pytest.fixture(autouse=True)
 def _libraries() -> Iterator[None]:
-    with rig.card_libraries():
+    with card.card_libraries():
         yield
 
 
@@ -102,7 +104,7 @@ def test_rows_are_counted_where_they_lie_but_for_those_with_an_added_token(
     texts = [*hard_strings(), *TEXTS]
     engine = made(spy, reference)
     index = range(7, 7 + len(texts) - skip)
-    column = rig.text_column(texts, skip=skip, wide=wide, index=index)
+    column = card.text_column(texts, skip=skip, wide=wide, index=index)
     with counting() as counted:
         found = engine.count_column(column)
     assert found.values.tolist() == wanted(reference, texts[skip:])
@@ -122,7 +124,7 @@ def test_rows_are_counted_where_they_lie_but_for_those_with_an_added_token(
 def test_columns_without_rows_or_bytes(on_host: Any, spy: Spy, reference: ExactEngine) -> None:
     engine = made(spy, reference)
     for texts in ([], [""], [None], ["", None, ""]):
-        assert engine.count_column(rig.text_column(texts)).values.tolist() == [0] * len(texts)
+        assert engine.count_column(card.text_column(texts)).values.tolist() == [0] * len(texts)
     assert spy.asked == []
 
 
@@ -132,7 +134,7 @@ def test_a_row_that_the_normal_form_may_change_is_left_to_the_processor(on_host:
     reference = ExactEngine(tokenizer)
     spy = Spy(reference)
     texts = ["plain", "ready é", "e\u0301 apart"]
-    found = made(spy, reference).count_column(rig.text_column(texts))
+    found = made(spy, reference).count_column(card.text_column(texts))
     assert found.values.tolist() == wanted(reference, texts)
     assert spy.asked == ["e\u0301 apart"]
 
@@ -140,8 +142,8 @@ def test_a_row_that_the_normal_form_may_change_is_left_to_the_processor(on_host:
 def test_what_is_no_plain_text_is_left_to_the_processor(
     on_host: Any, spy: Spy, reference: ExactEngine
 ) -> None:
-    column = rig.text_column(["a b"])
-    column._column.plc_column._kind = "DICTIONARY32"
+    column = card.text_column(["a b"])
+    column._column.plc_column.kind = "DICTIONARY32"
     engine = made(spy, reference)
     with counting() as counted:
         assert engine.count_column(column).values.tolist() == wanted(reference, ["a b"])
@@ -162,7 +164,7 @@ def test_the_tokenizer_sends_columns_of_cudf_to_the_kernels(on_host: Any) -> Non
         GpuEngine(ExactEngine(tokenizer._engine._reference.tokenizer), *_of(tokenizer)),
         name="t", fingerprint="", chat=None, estimated=False, origin=("path", ""),
     )  # fmt: skip
-    found = fresh.count_column(rig.text_column(["a b", None, "語言"]))
+    found = fresh.count_column(card.text_column(["a b", None, "語言"]))
     assert found.values.tolist() == [int(n) for n in tokenizer.count(["a b", None, "語言"])]
     assert on_host[0].columns == 2  # the test strings, and the column
 
@@ -177,7 +179,7 @@ def _of(tokenizer: Tokenizer) -> tuple[ExactEngine, str]:
 
 def counted_twice(engine: GpuEngine) -> tuple[list[list[int]], dict[str, Any]]:
     with counting() as counted:
-        found = [engine.count_column(rig.text_column(TEXTS)).values.tolist() for _ in range(2)]
+        found = [engine.count_column(card.text_column(TEXTS)).values.tolist() for _ in range(2)]
     return found, counted.plain()
 
 
@@ -215,14 +217,14 @@ def test_numba_or_cupy_is_not_installed(
     spy: Spy, reference: ExactEngine, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("nemo_sdg.text.gpu.device", "numba"):
-        monkeypatch.setitem(rig.sys.modules, name, None)
+        monkeypatch.setitem(sys.modules, name, None)
     assert_on_cpu(made(spy, reference), reference, caplog, "missing", "cannot be imported")
 
 
 def test_kernels_that_differ_on_one_test_string_are_switched_off(
     on_host: Any, spy: Spy, reference: ExactEngine, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = rig.HostCounter.count
+    plain = rig.HostCounter.count_host
 
     def one_too_many(self: Any, chars: Any, offsets: Any) -> Any:
         counts, status = plain(self, chars, offsets)
@@ -249,7 +251,7 @@ def test_kernels_that_fail_count_nothing_from_then_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     engine = made(spy, reference)
-    engine.count_column(rig.text_column(["a"]))
+    engine.count_column(card.text_column(["a"]))
     failing(monkeypatch, on_host[0], error)
     assert_on_cpu(engine, reference, caplog, "failed", "the driver is too old); the processor")
     assert on_host[0].columns == 3  # the test strings, the first column, the one that failed
@@ -269,12 +271,12 @@ def test_without_memory_the_processor_counts_that_column_and_the_kernels_the_nex
     on_host: Any, spy: Spy, reference: ExactEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = made(spy, reference)
-    engine.count_column(rig.text_column(["a"]))
+    engine.count_column(card.text_column(["a"]))
     with counting() as counted:
         with monkeypatch.context() as patch:
             failing(patch, on_host[0], MemoryError("std::bad_alloc"))
-            first = [engine.count_column(rig.text_column(TEXTS)) for _ in range(2)]
-        then = engine.count_column(rig.text_column(TEXTS))
+            first = [engine.count_column(card.text_column(TEXTS)) for _ in range(2)]
+        then = engine.count_column(card.text_column(TEXTS))
     assert [one.values.tolist() for one in (*first, then)] == [wanted(reference, TEXTS)] * 3
     told = counted.plain()
     assert told["cpu"]["no_memory"]["rows"] == 2 * len(TEXTS)
@@ -289,10 +291,10 @@ def test_an_interrupt_and_a_defect_of_ours_are_no_failures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     engine = made(spy, reference)
-    engine.count_column(rig.text_column(["a"]))
+    engine.count_column(card.text_column(["a"]))
     failing(monkeypatch, on_host[0], error)
     with pytest.raises(type(error)):
-        engine.count_column(rig.text_column(["a"]))
+        engine.count_column(card.text_column(["a"]))
 
 
 # ------------------------------------------------------------------------------------- notes
@@ -305,7 +307,7 @@ def test_threads_open_one_counter_and_note_for_themselves(
 
     def count(rows: int) -> int:
         with counting() as counted:
-            engine.count_column(rig.text_column(["a b"] * rows))
+            engine.count_column(card.text_column(["a b"] * rows))
         return int(counted.plain()["gpu"]["rows"])
 
     with ThreadPoolExecutor(4) as pool:
