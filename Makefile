@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-all lint docs bench bench-text clean
+.PHONY: demo test test-all lint docs bench bench-text bench-gpu clean
 
 demo: $(STAMP)
 	@$(BIN)/nemo-sdg run examples/recipes/nemotron-cc.yaml --output $(DEMO_RUN)
@@ -33,12 +33,15 @@ docs: $(STAMP)
 	@$(BIN)/python ci/docs.py
 
 bench: $(STAMP)
-	@for script in $(filter-out benchmarks/text_chain.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/text_chain.py benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script $(if $(QUICK),--quick); done
 	@$(MAKE) --no-print-directory bench-text
 
 bench-text: $(STAMP)
 	@$(BIN)/python benchmarks/text_chain.py $(if $(QUICK),--quick)
+
+bench-gpu: $(STAMP)
+	@PYTHON=$(BIN)/python benchmarks/gpu_lease.sh
 
 clean:
 	rm -rf $(VENV) $(DEMO_RUN) build *.egg-info

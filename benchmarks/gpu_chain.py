@@ -6,6 +6,12 @@ It needs a card and cudf; the text is made from what is installed (see `gpu_coun
 a JSON line: wall seconds on the processor with one process a shard (all begin a step together; it
 ends with the last), median seconds on the card, both after a run on a small part. The values of the
 first shards are compared by hash.
+
+`count_on_processor` is what counting a card's column cost before kernels did it: the text goes to
+the host, and one process counts. `counted` of a step says what the kernels left to the processor:
+no other text may come to the host between `to_device` and `to_python`. `first_column_s` is what the
+first count of a process takes: to compile the kernels (or read them from disk), tables, and the
+check at the start.
 """
 
 from __future__ import annotations
@@ -67,12 +73,17 @@ def steps() -> dict[str, Callable[[State], Any]]:
             made.text, made.parent, made.index, made.count, continues=made.continues
         ).text
 
+    def on_processor(state: State) -> Any:
+        counts = state["tokenizer"].count(to_arrow(state["text"]))
+        return from_arrow(pa.array(counts), like=state["text"])
+
     def get(state: State) -> None:
         to_values(state["made"].text)
 
     return {
         "to_device": put,
         "count": lambda s: s["tokenizer"].count_column(s["text"]),
+        "count_on_processor": on_processor,
         "split": lambda s: split_text(s["text"], "\n")[0],
         "split_count_pack": pack,
         "to_python": get,
@@ -154,40 +165,50 @@ def on_card(arrows: list[Any], times: int) -> dict[str, dict[str, Any]]:
     import cupy
     import rmm
 
+    from nemo_sdg.text.counted import counting
+
     rmm.reinitialize(pool_allocator=True, initial_pool_size=8 << 30)
     wait = cupy.cuda.Device().synchronize
     like = cudf.Series(["x"])
     first = state_of(arrows[0].slice(0, 40), like)
+    put = steps()["to_device"](first)
+    began = time.perf_counter()
+    first["tokenizer"].count_column(put)
+    wait()
+    emit(step="first_column_s", seconds=round(time.perf_counter() - began, 2))
     began = time.perf_counter()
     for step in steps().values():
         step(first)
     wait()
     emit(step="warm-up", seconds=round(time.perf_counter() - began, 2))
     state = state_of(pa.concat_arrays(arrows), like)
-    rows, segments = [len(arrow) for arrow in arrows], 0
+    rows = [len(arrow) for arrow in arrows]
     found: dict[str, dict[str, Any]] = {}
     for name, step in steps().items():
         taken = []
         made = None
-        for _ in range(times):
-            wait()
-            began = time.perf_counter()
-            made = step(state)
-            wait()
-            taken.append(time.perf_counter() - began)
-            if taken[0] > 5:
-                break
+        with counting() as counted:
+            for _ in range(times):
+                wait()
+                began = time.perf_counter()
+                made = step(state)
+                wait()
+                taken.append(time.perf_counter() - began)
+                if taken[0] > 5:
+                    break
         found[name] = {"wall": statistics.median(taken), "runs": len(taken), "hashes": {}}
+        if told := counted.plain():
+            emit(step=name, counted=told)
         if made is None:
             continue
-        at = 0
+        ends = cupy.cumsum(cupy.asarray([0, *rows]))
+        if name == "split_count_pack":  # segments of the documents of a shard
+            ends = cupy.searchsorted(state["made"].parent, ends)
+        elif len(made) != sum(rows):  # pieces: no place to cut at; segments and documents hold
+            continue
         for number in range(COMPARED):
-            size = rows[number]
-            if len(made) != sum(rows):  # segments or pieces: no place to cut at; documents hold
-                break
-            found[name]["hashes"][number] = digest(made.iloc[at : at + size])
-            at += size
-        segments = max(segments, len(made))
+            first_row, end = int(ends[number]), int(ends[number + 1])
+            found[name]["hashes"][number] = digest(made.iloc[first_row:end])
     emit(step="tokenizer", engine=state["tokenizer"].engine, notes=state["tokenizer"].notes)
     return found
 

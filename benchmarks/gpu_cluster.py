@@ -76,6 +76,7 @@ def once(folder: Path, made: Any, client: Any = None) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 2),
         "task_seconds": report["task_seconds"],
         "device_bytes": report.get("device_bytes"),
+        "counting": report.get("counting"),
         "parts": len(parts),
         "parts_at_once": most,
         "rows": {task: counts["rows"] for task, counts in result.counts.items()},
@@ -147,18 +148,32 @@ def leak(folder: Path, source: Path, url: str) -> None:
             emit(step="leak", seed=seed, **told, memory=list(client.run(memory).values()))
 
 
-def hold(number: int) -> tuple[int, int]:
-    """Make a frame, leave the thread as a stage does that waits, and come back to read it."""
+def hold(number: int) -> tuple[list[int], list[int], dict[str, Any]]:
+    """Make a frame, count it, leave the thread as a stage does that waits, and read it again.
+
+    Returns:
+        Characters and tokens as found (before and after the wait), as they must be, and where
+        tokens were counted.
+    """
     import cudf
 
     from nemo_sdg.stages.waiting import thread_given_back
+    from nemo_sdg.text.counted import counting
+    from nemo_sdg.text.tokens import load_tokenizer
 
+    tokenizer = load_tokenizer("bundled")
     texts = cudf.Series([f"{number} é"]).repeat(HELD_ROWS).reset_index(drop=True)
     frame = cudf.DataFrame({"text": texts.str.repeat(1000)})
-    wanted = HELD_ROWS * 1000 * len(f"{number} é")
-    with thread_given_back():
-        time.sleep(6)
-    return int(frame["text"].str.len().sum()), wanted
+    text = f"{number} é" * 1000
+    tokens = HELD_ROWS * int(tokenizer.count([text])[0])
+    with counting() as counted:
+        before = int(tokenizer.count_column(frame["text"]).sum())
+        with thread_given_back():
+            time.sleep(6)
+        after = int(tokenizer.count_column(frame["text"]).sum())
+    characters = int(frame["text"].str.len().sum())
+    wanted = [HELD_ROWS * len(text), tokens, tokens]
+    return [characters, before, after], wanted, counted.plain()
 
 
 def spill(folder: Path, source: Path, url: str) -> None:
@@ -166,6 +181,8 @@ def spill(folder: Path, source: Path, url: str) -> None:
     import cudf
     from dask_cuda import LocalCUDACluster
     from distributed import Client
+
+    from nemo_sdg.pipelines.counting import KEY, in_all
 
     size = HELD_ROWS * 1000 * 4 * HELD
     with (
@@ -187,7 +204,8 @@ def spill(folder: Path, source: Path, url: str) -> None:
             cudf=cudf.__version__,
             frames=HELD,
             bytes_about=size,
-            right=sum(a == b for a, b in found),
+            right=sum(made == wanted for made, wanted, _ in found),
+            counted=in_all({KEY: counted} for _, _, counted in found if counted),
             seconds=round(time.perf_counter() - began, 2),
             memory=list(client.run(memory).values()),
         )

@@ -66,7 +66,7 @@ def counted(rules: str, is_all: bool) -> dict[str, Any]:
     tokenizer = rig.trained(rules)
     settings = SETTINGS[rules]
     texts = [text for text in hard_strings() if is_all or len(text.encode()) < 90]
-    texts += rig.odd_strings(1000 if is_all else 120, seed=len(rules))
+    texts += rig.odd_strings(400 if is_all else 120, seed=len(rules))
     texts = [text for text in texts if is_all or rig.longest_word(tokenizer, text) <= 64]
     texts += LONG if is_all else LONG[: 3 if rules == "cl100k" else 1]
     texts += ["w" * 1100, "x<|end|>", "", "z"]
