@@ -30,6 +30,7 @@ from nemo_sdg.llm.fleet import Fleet
 from nemo_sdg.llm.flights import Flights, Sent
 from nemo_sdg.llm.frames import read_frame
 from nemo_sdg.llm.later import Later
+from nemo_sdg.llm.leaseholder import Leaseholder
 from nemo_sdg.llm.ledger import Ledger
 from nemo_sdg.llm.outbox import Outbox
 from nemo_sdg.llm.replica import Replica
@@ -43,8 +44,6 @@ REFRESH_S = 1.0
 REFRESH_BYTES = 4 << 20
 """Read of other writers' files in one turn of the event loop; some ten milliseconds."""
 REPORT_S = 0.25
-REPORT_SOON_S = 0.01
-"""Until the next report where the lease holds something up, or is handed back."""
 LEAST_SYNC_S = 0.05
 REFUSALS_TO_STOP = 5
 """403s before anything was answered that are taken for a wrong key."""
@@ -64,16 +63,15 @@ class Engine:
         self.backlog = Backlog()
         self.open: dict[tuple[str, ...], Item] = {}
         self.counts: Counter[str] = Counter()
-        self.lag_s = 0.0
         self.fatal: NemoSdgError | None = None
         self._has_answered = False
         self._refused: list[tuple[Item, RequestError]] = []
         self.flights = Flights(self, self.tries)
-        self._later = Later(self._again)
-        self._newest = self._told_wanted = 0
+        self.later = Later(self._again)
+        self.lease = Leaseholder(self)
+        self._newest = 0
         self._refreshed = 0.0
         self._pump_timer: asyncio.TimerHandle | None = None
-        self._report_timer: asyncio.TimerHandle | None = None
 
     @property
     def in_flight(self) -> int:
@@ -103,7 +101,7 @@ class Engine:
 
     async def run(self) -> None:
         """Serve frames until the other side closes; then stop all requests and file what is due."""
-        self._tell()
+        self.lease.tell()
         timers = [asyncio.create_task(self._report()), asyncio.create_task(self._sync())]
         try:
             while (frame := await read_frame(self.reader)) is not None:
@@ -116,7 +114,7 @@ class Engine:
                 elif what == "lease":
                     self._take_lease(*rest)
                 elif what == "report":
-                    self._tell()
+                    self.lease.tell()
                 elif what == "drain":
                     self.leave()
                 elif what == "end":
@@ -125,10 +123,10 @@ class Engine:
                 await self.drain.ended()  # the worker is gone, maybe of a SIGTERM to all
         finally:
             self.backlog.clear()
-            self._later.clear()
-            for timer in (self._pump_timer, self._report_timer):
-                if timer is not None:
-                    timer.cancel()
+            self.later.clear()
+            self.lease.stop()
+            if self._pump_timer is not None:
+                self._pump_timer.cancel()
             for sent in self.flights:
                 self.flights.cancel(sent)
             probers = [replica.prober for replica in self.fleet.replicas if replica.prober]
@@ -170,8 +168,7 @@ class Engine:
             item = Item(tuple(keys), kind, model, body, output_tokens, session, stage, label)
             self._take(item, token, [next(filed) for _ in keys])
         self._pump()
-        if self._told_wanted <= self.fleet.slots < self._wanted:
-            self._tell_soon()  # there may be more slots for what has come
+        self.lease.more_came()
 
     def _filed(self, keys: list[str]) -> list[bytes | None]:
         if self.ledger is not None and self.fatal is None:
@@ -206,8 +203,8 @@ class Engine:
         for sent in self.flights:
             if not sent.item.waiters:
                 self.flights.cancel(sent)
-                self._may_tell_soon(sent.replica)
-        self._later.drop_unwanted()
+                self.lease.slot_is_free(sent.replica)
+        self.later.drop_unwanted()
         for keys in [keys for keys, item in self.open.items() if not item.waiters]:
             del self.open[keys]
         self._pump()
@@ -225,7 +222,7 @@ class Engine:
         wait_s = math.inf
         while self.fatal is None and (item := self.backlog.first) is not None:
             if not self.fleet.may_start(now):
-                self._tell_soon()
+                self.lease.tell_soon()
                 break
             replica, wait_s = self.fleet.choose(item, now)
             if replica is None:
@@ -242,10 +239,10 @@ class Engine:
 
     def slot_is_free(self, sent: Sent) -> None:
         """Send the next request in the slot of one that has ended."""
-        self._may_tell_soon(sent.replica)
+        self.lease.slot_is_free(sent.replica)
         self._pump()
-        if self.fleet.is_wanted and self._wanted < self.fleet.slots:
-            self._tell_soon()
+        if self.fleet.is_wanted:
+            self.lease.spare_slots()
 
     def answered(self, sent: Sent, lines: list[bytes]) -> None:
         """File an answer and hand it over."""
@@ -285,7 +282,7 @@ class Engine:
         else:
             self.counts["retries." + error.code] += 1
             sent.is_repeated = True
-            self._later.put(item, wait_s)
+            self.later.put(item, wait_s)
         self._end_if_out(now)
 
     def _again(self, item: Item) -> None:
@@ -322,7 +319,7 @@ class Engine:
         if self.open and self.fleet.is_out(now):
             self._stop(self.fleet.outage())
 
-    # --- the lease -----------------------------------------------------------------------------
+    # --- the lease, and the end ------------------------------------------------------------------
 
     def _take_lease(self, sent_s: float, lease: dict[str, Any], is_tail: bool) -> None:
         self.backlog.is_tail = is_tail
@@ -332,41 +329,7 @@ class Engine:
             self._stop(end)
         self._pump()
         if self.fleet.slots < before and self.fleet.is_wanted:
-            self._tell()  # what is taken away goes to others when they know that we know
-
-    @property
-    def _wanted(self) -> int:
-        """Requests that could be in flight at once if there were room for all."""
-        return self.in_flight + (0 if self.drain.is_on else len(self.backlog) + len(self._later))
-
-    def _may_tell_soon(self, replica: Replica) -> None:
-        """A slot is free: where more were taken than leased, others wait for it."""
-        if replica.in_flight >= replica.slots:
-            self._tell_soon()
-
-    def _tell_soon(self) -> None:
-        if self._report_timer is None:
-            loop = asyncio.get_running_loop()
-            self._report_timer = loop.call_later(REPORT_SOON_S, self._tell)
-
-    def _tell(self) -> None:
-        """Send how things stand, which renews the lease."""
-        if self._report_timer is not None:
-            self._report_timer.cancel()
-            self._report_timer = None
-        state = {
-            "in_flight": self.in_flight,
-            "queued": len(self.backlog),
-            "waiting": len(self._later),
-            "limit": self.fleet.limit,
-            "is_down": self.fleet.is_down,
-            "lag_s": round(self.lag_s, 4),
-        }
-        self.outbox.flush()  # and with it the tries, after the answers they belong to
-        self.counts["cost"] = self.fleet.spent["cost"]  # type: ignore[assignment]
-        self._told_wanted = self._wanted
-        report = self.fleet.report(wanted=self._told_wanted)
-        self.outbox.send("state", state, dict(self.counts), report, time.monotonic())
+            self.lease.tell()  # what is taken away goes to others when they know that we know
 
     def has_defect(self, error: BaseException) -> None:
         """End the engine for what nothing has handled: those who wait for answers must hear."""
@@ -386,8 +349,8 @@ class Engine:
         while True:
             before = time.monotonic()
             await asyncio.sleep(REPORT_S)
-            self.lag_s = max(self.lag_s, time.monotonic() - before - REPORT_S)
-            self._tell()
+            self.lease.lag_s = max(self.lease.lag_s, time.monotonic() - before - REPORT_S)
+            self.lease.tell()
             self._end_if_out(time.monotonic())
 
     async def _sync(self) -> None:
