@@ -40,7 +40,8 @@ def packed(count: int) -> list[list[Any]]:
         stamp = stamp_of(asked.name, model=MODEL, seed=0, row_id=work.row_id(number))
         request = stamp.request(asked.request({"document": document}), 0)
         longest = request.sampling.max_output_tokens
-        made.append([number, request.keys(), request.kind, MODEL, request.body(), longest])
+        body = request.body()
+        made.append([number, request.keys(), request.kind, MODEL, body, longest, None])
     return made
 
 

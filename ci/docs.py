@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from nemo_sdg.cli.main import COMMANDS, app
 from nemo_sdg.pipelines.recipe import Kind, Recipe
 from nemo_sdg.pipelines.task_build import FILTERS, GROUPS, PARSERS, sampling_of
-from nemo_sdg.pipelines.task_spec import BudgetSpec, SamplingSpec, TaskSpec
+from nemo_sdg.pipelines.task_spec import BudgetSpec, SamplingSpec, StopWhenSpec, TaskSpec
 from nemo_sdg.tasks.registry import FAMILIES, all_tasks
 from nemo_sdg.tasks.task import FlowTask, Task
 
@@ -124,7 +124,8 @@ def recipe() -> Iterator[str]:
     yield "## An entry of `tasks`"
     yield "A name, or a name with what differs; with `prompt` and `output` a task of your own."
     yield field_table(TaskSpec)
-    for part, model in (("budget", BudgetSpec), ("sampling", SamplingSpec)):
+    parts = {"budget": BudgetSpec, "sampling": SamplingSpec, "stop_when": StopWhenSpec}
+    for part, model in parts.items():
         yield f"### `{part}`"
         yield " ".join((model.__doc__ or "").split())
         yield field_table(model)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from nemo_sdg.llm.client import AsyncClient, Client
     from nemo_sdg.llm.endpoint import Endpoint, Timeouts
     from nemo_sdg.llm.offline import serve_offline
-    from nemo_sdg.llm.request import Reply, Request, Sampling, Usage, chat
+    from nemo_sdg.llm.request import Reply, Request, Sampling, chat
     from nemo_sdg.llm.scripted import ScriptedEndpoint
+    from nemo_sdg.llm.stop_when import StopWhen
+    from nemo_sdg.llm.usage import Usage
     from nemo_sdg.pipelines.clean import clean
     from nemo_sdg.pipelines.plan import RunPlan, plan
     from nemo_sdg.pipelines.recipe import Recipe, load_recipe
@@ -42,8 +44,10 @@ _PLACES = {
     "nemo_sdg.llm.client": ("AsyncClient", "Client"),
     "nemo_sdg.llm.endpoint": ("Endpoint", "Timeouts"),
     "nemo_sdg.llm.offline": ("serve_offline",),
-    "nemo_sdg.llm.request": ("Reply", "Request", "Sampling", "Usage", "chat"),
+    "nemo_sdg.llm.request": ("Reply", "Request", "Sampling", "chat"),
     "nemo_sdg.llm.scripted": ("ScriptedEndpoint",),
+    "nemo_sdg.llm.stop_when": ("StopWhen",),
+    "nemo_sdg.llm.usage": ("Usage",),
     "nemo_sdg.pipelines.clean": ("clean",),
     "nemo_sdg.pipelines.plan": ("RunPlan", "plan"),
     "nemo_sdg.pipelines.recipe": ("Recipe", "load_recipe"),
@@ -83,6 +87,7 @@ __all__ = [
     "Segment",
     "Sequential",
     "Stage",
+    "StopWhen",
     "Task",
     "Timeouts",
     "Tokenizer",

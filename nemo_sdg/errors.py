@@ -33,6 +33,8 @@
             +-- EmptyAnswer        `empty`
             +-- RefusedAnswer      `refused`   a refusal field, or the content filter
             +-- CutAnswer          `length`   the output limit was reached
+            +-- RejectedAnswer     `rejected`   `stop_when` says that it is of no use
+            +-- RepeatingAnswer    `repeated_lines`   it turns in circles, by `stop_when`
             +-- ParseError         the parser's own code, such as `prefix_missing`
 
 Only a `RowError` is ever stored: its code in the column `<output>_error`, its text in
@@ -243,6 +245,18 @@ class CutAnswer(AnswerError):
     """The answer reached the output limit and is not complete."""
 
     code = "length"
+
+
+class RejectedAnswer(AnswerError):
+    """A pattern of `stop_when` says that the answer is of no use; the rest was not awaited."""
+
+    code = "rejected"
+
+
+class RepeatingAnswer(AnswerError):
+    """The answer repeats more of its lines than `stop_when` allows; the rest was not awaited."""
+
+    code = "repeated_lines"
 
 
 class ParseError(AnswerError):

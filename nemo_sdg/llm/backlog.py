@@ -6,6 +6,7 @@ import heapq
 from dataclasses import dataclass, field
 
 from nemo_sdg.llm.replica import Replica
+from nemo_sdg.llm.stop_when import Plain
 
 
 @dataclass(slots=True)
@@ -18,6 +19,7 @@ class Item:
         tries: sent in vain, as far as it counts against the request.
         refusals: 429s; they count for no try.
         label: the task that asks.
+        stop_when: the rule that ends the answer while it comes (`StopWhen.plain`).
         sent: how often it was sent at all.
         was_spared: it was let try once more since the endpoint was suspect.
         is_for_fallback: all its tries elsewhere are used up.
@@ -32,6 +34,7 @@ class Item:
     session: int
     stage: int
     label: str = ""
+    stop_when: Plain | None = None
     waiters: list[tuple[int, int]] = field(default_factory=list)
     tries: int = 0
     refusals: int = 0

@@ -104,14 +104,15 @@ class Client(ClientBase):
             request: what to ask.
             on_text: called with the text of the first sample so far, whenever a streamed answer
                 has more of it, and at least once with the whole. It begins anew where the request
-                is sent again. What it raises ends the request and its connection.
+                is sent again, and may end shorter where `stop_when` ends the answer. What it
+                raises ends the request and its connection.
 
         Raises:
             RequestError: no usable answer came.
             EndpointError: no model is named and the endpoint has several.
             ConfigurationError: `on_text` is given, and the endpoint does not stream.
         """
-        self._check_listener(on_text)
+        self._check(request, on_text)
         request = self._with_model(request)
         if (filed := self._answers.find(request)) is not None:
             return self._told(filed, on_text)
@@ -120,7 +121,8 @@ class Client(ClientBase):
             started = time.perf_counter()
             try:
                 heard = Heard(on_text)
-                body = self._carrier.send(request.kind, sent, heard)
+                early = self._early(request, sent)
+                body = self._carrier.send(request.kind, sent, heard, early)
                 reply = self._answered(request, body, tries, started, heard)
                 if self._answers.is_sync_due:
                     self._answers.sync()
@@ -228,7 +230,7 @@ class AsyncClient(ClientBase):
         hears it come, the others hear the whole. One that nobody waits for any more is cancelled,
         and its connection closed.
         """
-        self._check_listener(on_text)
+        self._check(request, on_text)
         request = await self._with_model(request)
         if (filed := self._answers.find(request)) is not None:
             return self._told(filed, on_text)
@@ -257,7 +259,8 @@ class AsyncClient(ClientBase):
                 async with line.slots:
                     started = time.perf_counter()
                     heard = Heard(on_text)
-                    body = await line.carrier.send(request.kind, sent, heard)
+                    early = self._early(request, sent)
+                    body = await line.carrier.send(request.kind, sent, heard, early)
                 reply = self._answered(request, body, tries, started, heard)
                 if self._answers.is_sync_due:
                     await asyncio.to_thread(self._answers.sync)

@@ -10,6 +10,7 @@ from nemo_sdg.checks import expect
 from nemo_sdg.errors import ConfigurationError
 from nemo_sdg.llm import sdk
 from nemo_sdg.llm.answers import Answers
+from nemo_sdg.llm.early import BYTES_A_TOKEN, Early
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.heard import Heard, OnText
 from nemo_sdg.llm.request import Reply, Request
@@ -19,8 +20,10 @@ from nemo_sdg.llm.retry import RetryPolicy, Tries
 class Carrier(Protocol):
     """What `Client` asks through: a transport of ours or a client object of openai."""
 
-    def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
-        """Post a request and return the decoded reply; `heard` is told of its pieces."""
+    def send(
+        self, kind: str, body: bytes, heard: Heard | None = None, early: Early | None = None
+    ) -> dict[str, Any]:
+        """Post a request and return the decoded reply; see `AsyncTransport.send`."""
 
     def call(self, method: str, url: str, body: bytes | None = None) -> Any:
         """Call any address of the server and return the decoded JSON."""
@@ -32,8 +35,10 @@ class Carrier(Protocol):
 class AsyncCarrier(Protocol):
     """What `AsyncClient` asks through."""
 
-    async def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
-        """Post a request and return the decoded reply; `heard` is told of its pieces."""
+    async def send(
+        self, kind: str, body: bytes, heard: Heard | None = None, early: Early | None = None
+    ) -> dict[str, Any]:
+        """Post a request and return the decoded reply; see `AsyncTransport.send`."""
 
     async def call(self, method: str, url: str, body: bytes | None = None) -> Any:
         """Call any address of the server and return the decoded JSON."""
@@ -62,12 +67,23 @@ class ClientBase:
             stream=self.endpoint.stream,
         )
 
-    def _check_listener(self, on_text: OnText | None) -> None:
+    def _check(self, request: Request, on_text: OnText | None) -> None:
+        """Raise where `on_text` would hear nothing."""
         expect(on_text, OnText | None, "complete: on_text")
-        if on_text is not None and not self.endpoint.stream:
+        is_streamed = self.endpoint.stream or request.sampling.stop_when is not None
+        if on_text is not None and not is_streamed:
             raise ConfigurationError(
                 "on_text hears what is streamed: give Endpoint(..., stream=True), or leave it out"
             )
+
+    @staticmethod
+    def _early(request: Request, body: bytes) -> Early | None:
+        """Return what ends the answer by the rule of its sampling, None without one."""
+        sampling = request.sampling
+        if sampling.stop_when is None:
+            return None
+        tokens = len(body) // BYTES_A_TOKEN
+        return Early(sampling.stop_when, num_samples=sampling.n, prompt_tokens=tokens)
 
     def _tries(self) -> Tries:
         return Tries(self.retry, patience_s=self.endpoint.timeouts.total_s)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from nemo_sdg.checks import check_fields
 from nemo_sdg.errors import ConfigurationError, CredentialError
 from nemo_sdg.llm import credentials
-from nemo_sdg.llm.request import Usage
+from nemo_sdg.llm.usage import Usage
 
 DEFAULT_KEY_ENV = "NEMO_SDG_API_KEY"
 VENDOR_KEY_ENV = {"api.openai.com": "OPENAI_API_KEY", "nvidia.com": "NVIDIA_API_KEY"}

@@ -164,8 +164,10 @@ class Engine:
     def _submit(self, session: int, stage: int, label: str, items: list[list[Any]]) -> None:
         self.outbox.flush()  # or what has just been answered would be asked again
         filed = iter(self._filed([key for item in items for key in item[1]]))
-        for token, keys, kind, model, body, output_tokens in items:
+        for token, keys, kind, model, body, output_tokens, rule in items:
             item = Item(tuple(keys), kind, model, body, output_tokens, session, stage, label)
+            if rule is not None:
+                item.stop_when = tuple(rule)
             self._take(item, token, [next(filed) for _ in keys])
         self._pump()
         self.lease.more_came()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from nemo_sdg.errors import BudgetSpent, EndpointDown
 from nemo_sdg.llm.engine_config import EngineConfig, name_of
 from nemo_sdg.llm.replica import Replica
-from nemo_sdg.llm.request import Usage
+from nemo_sdg.llm.usage import Usage
 
 
 class Sendable(Protocol):

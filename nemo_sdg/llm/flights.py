@@ -16,11 +16,9 @@ from nemo_sdg.errors import RequestError
 from nemo_sdg.llm.backlog import Item
 from nemo_sdg.llm.ledger_entry import check_reply, lines_of
 from nemo_sdg.llm.replica import Flight, Replica
-from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.transport import Arrived, Cancellable
 from nemo_sdg.llm.tries import CANCELLED, TryLog, usage_told
-
-_NOTHING = Usage()
+from nemo_sdg.llm.usage import NO_USAGE, Usage
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +31,7 @@ class Sent:
     asking: Cancellable | None = None
     code: str = CANCELLED
     is_repeated: bool = False
-    usage: Usage = _NOTHING
+    usage: Usage = NO_USAGE
     first_token_s: float | None = None
     started: float = field(default_factory=time.perf_counter)
 
@@ -80,8 +78,13 @@ class Flights:
         sent = Sent(item, replica, flight)
         self._sent.add(sent)
         try:
-            asked = replica.body(item.body)
-            sent.asking = replica.transport.ask(item.kind, asked, partial(self._ended, sent))
+            early, rule = None, item.stop_when
+            if rule is not None:
+                size = len(item.body)
+                early = replica.early(rule, num_samples=len(item.keys), size=size)
+            asked = replica.body(item.body, is_streamed=rule is not None)
+            done = partial(self._ended, sent)
+            sent.asking = replica.transport.ask(item.kind, asked, done, early)
         except Exception as error:  # noqa: BLE001 - no row must wait for what was never sent
             self._ends.has_defect(error)
 

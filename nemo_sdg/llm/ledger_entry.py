@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 
 from nemo_sdg.errors import MalformedReply
-from nemo_sdg.llm.request import Reply, Usage, check_body, read_body
+from nemo_sdg.llm.request import Reply, check_body, read_body
+from nemo_sdg.llm.usage import Usage
 
 KEY_AT = slice(6, 38)
 """Where the key stands in a line."""

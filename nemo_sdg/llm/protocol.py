@@ -21,6 +21,7 @@ from nemo_sdg.errors import (
     Unauthorized,
     UnknownModel,
 )
+from nemo_sdg.llm.early import Early
 from nemo_sdg.llm.heard import Heard
 
 PATHS = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
@@ -113,20 +114,27 @@ class StreamReader:
 
     Args:
         heard: told of every piece as it comes.
+        early: asked about every piece whether the answer ends with it.
+
+    Attributes:
+        is_done: the server has said all.
+        is_stopped: what it still has to say is of no use.
     """
 
-    def __init__(self, heard: Heard | None = None) -> None:
-        self._heard = heard
+    def __init__(self, heard: Heard | None = None, early: Early | None = None) -> None:
+        self._heard, self._early = heard, early
         self._rest = b""
         self._choices: dict[int, dict[str, Any]] = {}
         self._head: dict[str, Any] = {}
         self._usage: dict[str, Any] | None = None
-        self.is_done = False
+        self.is_done = self.is_stopped = False
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
+            if self.is_stopped:
+                return
             if not line.startswith(b"data:"):
                 continue  # comments, event names, blank lines
             payload = line[5:].strip()
@@ -142,8 +150,10 @@ class StreamReader:
     def body(self) -> dict[str, Any]:
         """Return the whole reply; raise `ConnectionFailed` when the stream broke off."""
         ended = [c["finish_reason"] for c in self._choices.values()]
-        if not self.is_done and not (ended and all(ended)):
+        if not self.is_done and not self.is_stopped and not (ended and all(ended)):
             raise ConnectionFailed("the stream broke off before the answer was complete")
+        if self.is_stopped and self._early is not None and self._usage is None:
+            self._usage = self._early.usage()
         choices = [self._choices[i] for i in sorted(self._choices)]
         body = self._head | {"choices": choices}
         return body | {"usage": self._usage} if self._usage else body
@@ -163,19 +173,34 @@ class StreamReader:
             delta = part.get("delta") or {"content": part.get("text")}
             for name in ("content", "reasoning_content", "reasoning", "refusal"):
                 if delta.get(name) is not None:
+                    if self._early is not None:
+                        self._early.received(delta[name])
+                        if self._early.is_cut(index):
+                            continue
                     message[name] = (message.get(name) or "") + delta[name]
                     if delta[name] and self._heard is not None:
                         self._heard.piece()
-                        if name == "content" and index == 0:
+                        if name == "content" and index == 0 and self._early is None:
                             self._heard.text(message[name])
             for call in delta.get("tool_calls") or ():
                 if self._heard is not None:
                     self._heard.piece()
                 _merge_call(message.setdefault("tool_calls", []), call)
-            choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
+            ended = part.get("finish_reason")
+            if self._early is not None and self._early.is_cut(index):
+                continue
+            choice["finish_reason"] = ended or choice["finish_reason"]
             for name, new in (part.get("logprobs") or {}).items():
                 if new is not None:
                     choice.setdefault("logprobs", {}).setdefault(name, []).extend(new)
+            if self._early is not None:
+                self._look(self._early, index, choice, is_whole=bool(ended))
+
+    def _look(self, early: Early, index: int, choice: dict[str, Any], *, is_whole: bool) -> None:
+        may_show = early.look(index, choice, is_whole=is_whole)
+        self.is_stopped = early.is_over
+        if may_show and index == 0 and self._heard is not None:
+            self._heard.text(choice["message"]["content"])
 
 
 def _merge_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:

@@ -11,12 +11,15 @@ import orjson
 
 from nemo_sdg.errors import RequestError
 from nemo_sdg.llm.control import Concurrency, Ticket
+from nemo_sdg.llm.early import Early
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.limits import Health
 from nemo_sdg.llm.rates import RateLimit, Reserved
-from nemo_sdg.llm.request import STREAMED, Usage
+from nemo_sdg.llm.request import STREAMED
 from nemo_sdg.llm.search import START
+from nemo_sdg.llm.stop_when import Plain, rule_of
 from nemo_sdg.llm.transport import AsyncTransport
+from nemo_sdg.llm.usage import Usage
 
 _BYTES_A_TOKEN = 4.0
 _LEARN = 0.02
@@ -101,7 +104,7 @@ class Replica:
         self.health.answered()
         self.control.ended(now, flight.ticket, tokens=usage.output_tokens or usage.input_tokens)
         self._settle(flight, usage.input_tokens + usage.output_tokens)
-        if usage.input_tokens:
+        if usage.input_tokens and not usage.is_estimated:
             self._bytes_a_token += _LEARN * (size / usage.input_tokens - self._bytes_a_token)
             behind = usage.output_tokens - self._output_tokens
             self._output_tokens += behind if not self._output_tokens else _LEARN * behind
@@ -136,11 +139,16 @@ class Replica:
         answer = self._output_tokens or float(output_tokens or 0)
         return size / self._bytes_a_token + answer
 
-    def body(self, body: bytes) -> bytes:
+    def early(self, rule: Plain, *, num_samples: int, size: int) -> Early:
+        """Return what ends an answer by a rule, whose prompt has so many bytes."""
+        tokens = round(size / self._bytes_a_token)
+        return Early(rule_of(rule), num_samples=num_samples, prompt_tokens=tokens)
+
+    def body(self, body: bytes, *, is_streamed: bool = False) -> bytes:
         """Return a body as this endpoint takes it; it was written for the first one.
 
         The model is the fallback's own. Fields that this kind of server calls otherwise, or does
-        not know, are renamed or left out.
+        not know, are renamed or left out. One that `is_streamed` is so everywhere.
         """
         if self._takes_all:
             return body
@@ -151,7 +159,8 @@ class Replica:
         limit = fields.pop(theirs.max_tokens_field, None)
         if limit is not None:
             fields[ours.max_tokens_field] = limit
-        if self._is_streamed_anew and "input" not in fields:  # embeddings never are
+        # Embeddings are never streamed.
+        if self._is_streamed_anew and not is_streamed and "input" not in fields:
             for name, value in STREAMED.items():
                 fields.pop(name, None)
                 if self.endpoint.stream:

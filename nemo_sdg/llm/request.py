@@ -27,8 +27,12 @@ from nemo_sdg.errors import (
     EmptyAnswer,
     MalformedReply,
     RefusedAnswer,
+    RejectedAnswer,
+    RepeatingAnswer,
 )
 from nemo_sdg.llm.heard import per_token_s
+from nemo_sdg.llm.stop_when import REJECTED, REPEATING, StopWhen
+from nemo_sdg.llm.usage import NO_USAGE, Usage
 
 KEY_VERSION = 1
 
@@ -37,6 +41,14 @@ STREAMED: Mapping[str, Any] = {"stream": True, "stream_options": {"include_usage
 
 Kind = Literal["chat", "completion", "embedding"]
 Message = Mapping[str, Any]
+
+_OF_NO_USE: Mapping[str | None, tuple[type[AnswerError], str]] = {
+    "content_filter": (RefusedAnswer, "stopped by the content filter"),
+    "length": (CutAnswer, "the answer reached the output limit"),
+    REJECTED: (RejectedAnswer, "the answer matches what `stop_when` rejects"),
+    REPEATING: (RepeatingAnswer, "the answer repeats more lines than `stop_when` allows"),
+}
+"""Finish reason -> what the answer is instead."""
 
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 
@@ -66,7 +78,7 @@ class Sampling:
 
     `extra_body` goes into the body as it is (for vLLM and NIM: `chat_template_kwargs`, `min_p`,
     ...). `schema` is a JSON Schema for servers with structured output. `n` asks for several
-    samples in one request; all are kept.
+    samples in one request; all are kept. `stop_when` ends an answer while it is streamed.
     """
 
     temperature: float | None = 0.5
@@ -80,6 +92,7 @@ class Sampling:
     logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    stop_when: StopWhen | None = None
     _described: dict[str, Any] = field(init=False, repr=False, compare=False)
     _fingerprint: str = field(init=False, repr=False, compare=False)
 
@@ -89,6 +102,8 @@ class Sampling:
         names = [f.name for f in fields(self) if f.init and f.name != "n"]
         values = ((name, getattr(self, name)) for name in names)
         described = {k: v for k, v in values if v is not None and v != () and v != {}}
+        if self.stop_when is not None:
+            described["stop_when"] = self.stop_when.described()
         object.__setattr__(self, "_described", described)
         object.__setattr__(self, "_fingerprint", _hash(described, size=8))
 
@@ -207,41 +222,10 @@ class Request:
                 "type": "json_schema",
                 "json_schema": {"name": "answer", "schema": dict(sampling.schema)},
             }
-        if stream:
+        if stream or sampling.stop_when is not None:
             body |= dict(STREAMED)
         body |= sampling.extra_body
         return _json(body, unsupported)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Usage:
-    """Tokens as the server counted them. `reasoning` is part of `output`, `cached` of `input`."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-    cached_tokens: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            input_tokens=self.input_tokens + other.input_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-        )
-
-    @classmethod
-    def from_body(cls, usage: Mapping[str, Any] | None) -> Usage:
-        """Read the `usage` object of a reply; whatever is missing or null counts as 0."""
-        usage = usage or {}
-        spent = usage.get("completion_tokens_details") or {}
-        given = usage.get("prompt_tokens_details") or {}
-        return cls(
-            input_tokens=int(usage.get("prompt_tokens") or 0),
-            output_tokens=int(usage.get("completion_tokens") or 0),
-            reasoning_tokens=int(spent.get("reasoning_tokens") or 0),
-            cached_tokens=int(given.get("cached_tokens") or 0),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,10 +241,11 @@ class Choice:
 
     def usable_text(self) -> str:
         """Return the text, or raise the `AnswerError` that says why there is none."""
-        if self.refusal or self.finish_reason == "content_filter":
-            raise RefusedAnswer(self.refusal or "stopped by the content filter")
-        if self.finish_reason == "length":
-            raise CutAnswer("the answer reached the output limit")
+        if self.refusal:
+            raise RefusedAnswer(self.refusal)
+        if self.finish_reason in _OF_NO_USE:
+            kind, words = _OF_NO_USE[self.finish_reason]
+            raise kind(words)
         if not self.text.strip():
             calls = "; the model called a tool instead" if self.tool_calls else ""
             raise EmptyAnswer(f"no text in the answer{calls}")
@@ -310,7 +295,7 @@ class Reply:
     """
 
     choices: tuple[Choice, ...]
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     model: str = ""
     keys: tuple[str, ...] = ()
     endpoint: str = ""

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nemo_sdg.errors import (
+    ConfigurationError,
     ConnectionFailed,
     CredentialError,
     EndpointError,
@@ -20,6 +21,7 @@ from nemo_sdg.errors import (
     RequestTimeout,
 )
 from nemo_sdg.llm import credentials
+from nemo_sdg.llm.early import Early
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.heard import Heard
 from nemo_sdg.llm.protocol import DETAIL_CHARACTERS, PATHS, decode_any, decode_reply, error_for
@@ -61,8 +63,11 @@ class SdkTransport:
     def __init__(self, sdk: openai.OpenAI) -> None:
         self._sdk = sdk.with_options(max_retries=0)
 
-    def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
+    def send(
+        self, kind: str, body: bytes, heard: Heard | None = None, early: Early | None = None
+    ) -> dict[str, Any]:
         """Post a request and return the decoded reply; raise `RequestError`."""
+        _refuse(early)
         return _read(self._response("POST", PATHS[kind], body), str(self._sdk.api_key))
 
     def call(self, method: str, url: str, body: bytes | None = None) -> Any:
@@ -103,8 +108,11 @@ class AsyncSdkTransport:
         else:
             self._sdk = sdk.with_options(max_retries=0)
 
-    async def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
+    async def send(
+        self, kind: str, body: bytes, heard: Heard | None = None, early: Early | None = None
+    ) -> dict[str, Any]:
         """Post a request and return the decoded reply; raise `RequestError`."""
+        _refuse(early)
         return _read(await self._response("POST", PATHS[kind], body), str(self._sdk.api_key))
 
     async def call(self, method: str, url: str, body: bytes | None = None) -> Any:
@@ -128,6 +136,14 @@ class AsyncSdkTransport:
             )
         except openai.OpenAIError as error:
             raise error_of(error, str(self._sdk.api_key)) from None
+
+
+def _refuse(early: Early | None) -> None:
+    if early is not None:
+        raise ConfigurationError(
+            "stop_when closes the connection in the middle of an answer, which is not done through "
+            "a client object of openai: give the address, or an Endpoint"
+        )
 
 
 def _read(response: Any, key: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from nemo_sdg.errors import ConfigurationError, ConnectionFailed, RequestError, RequestTimeout
+from nemo_sdg.llm.early import Early
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.exchange import WholeAnswer
 from nemo_sdg.llm.heard import Heard
@@ -102,16 +103,20 @@ class AsyncTransport:
         await self.close()
 
     def ask(
-        self, kind: str, body: bytes, done: Callable[[Arrived | Exception], None]
+        self,
+        kind: str,
+        body: bytes,
+        done: Callable[[Arrived | Exception], None],
+        early: Early | None = None,
     ) -> Cancellable:
         """Post a request; `done` is called with the reply or the `RequestError` instead of it.
 
         Never before this call has returned, and not after the returned one's `cancel`. Any other
-        exception is a defect of ours.
+        exception is a defect of ours. `early` as for `send`.
         """
-        if self.endpoint.stream and kind != "embedding":
+        if (self.endpoint.stream or early is not None) and kind != "embedding":
             heard = Heard()
-            return _Streamed(self.send(kind, body, heard), heard, done)
+            return _Streamed(self.send(kind, body, heard, early), heard, done)
         return self._pool.post(self._paths[kind], body, self._limits, partial(self._arrived, done))
 
     def _arrived(
@@ -141,13 +146,16 @@ class AsyncTransport:
             return _scrubbed(self.endpoint, error)
         return error
 
-    async def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
+    async def send(
+        self, kind: str, body: bytes, heard: Heard | None = None, early: Early | None = None
+    ) -> dict[str, Any]:
         """Post a request and return the decoded reply; a streamed one is put together first.
 
         Args:
             kind: of the request.
             body: of the request.
             heard: told what comes of a stream, as it comes.
+            early: ends the reply, whose connection is closed then; the body asks for a stream.
 
         Raises:
             RequestError: what went wrong, by type, without the key in its text.
@@ -155,8 +163,9 @@ class AsyncTransport:
         try:
             asked = self._pool.request("POST", self._paths[kind], body, self._limits)
             async with await asked as response:
-                if response.status == 200 and self.endpoint.stream and kind != "embedding":
-                    return await self._read_stream(response, heard)
+                is_streamed = self.endpoint.stream or early is not None
+                if response.status == 200 and is_streamed and kind != "embedding":
+                    return await self._read_stream(response, heard, early)
                 return self._decoded(response, await response.read())
         except (OSError, RequestError) as error:
             raise self._as_told(error) from None
@@ -193,13 +202,18 @@ class AsyncTransport:
         """Close all connections."""
         await self._pool.close()
 
-    async def _read_stream(self, response: Response, heard: Heard | None) -> dict[str, Any]:
+    async def _read_stream(
+        self, response: Response, heard: Heard | None, early: Early | None
+    ) -> dict[str, Any]:
         if "json" in response.headers.get("content-type", ""):
-            return decode(await response.read())  # a server that does not stream
-        reader = StreamReader(heard)
+            body = decode(await response.read())  # a server that does not stream
+            return body if early is None else early.cut(body)
+        reader = StreamReader(heard, early)
         try:
             async for part in response:
                 reader.feed(part)
+                if reader.is_stopped:
+                    break  # an answer that was not read to its end closes its connection
                 if reader.is_done:
                     # Only the end of the body is due; with it the connection is free again.
                     response.last_bytes_within(_END_S)
@@ -256,10 +270,12 @@ class BlockingTransport:
             follow_redirects=False,
         )
 
-    def send(self, kind: str, body: bytes, heard: Heard | None = None) -> dict[str, Any]:
+    def send(
+        self, kind: str, body: bytes, heard: Heard | None = None, early: Early | None = None
+    ) -> dict[str, Any]:
         """Post a request and return the decoded reply; see `AsyncTransport.send`."""
-        if self.endpoint.stream and kind != "embedding":
-            return self._streamed(self.endpoint.url + PATHS[kind], body, heard)
+        if (self.endpoint.stream or early is not None) and kind != "embedding":
+            return self._streamed(self.endpoint.url + PATHS[kind], body, heard, early)
         response = self._answer("POST", self.endpoint.url + PATHS[kind], body)
         try:
             return decode_reply(response.headers, response.content)
@@ -270,8 +286,10 @@ class BlockingTransport:
         """Call any address of the server; see `AsyncTransport.call`."""
         return decode_any(self._answer(method, url, body).content)
 
-    def _streamed(self, url: str, body: bytes, heard: Heard | None) -> dict[str, Any]:
-        reader = StreamReader(heard)
+    def _streamed(
+        self, url: str, body: bytes, heard: Heard | None, early: Early | None
+    ) -> dict[str, Any]:
+        reader = StreamReader(heard, early)
         with self._errors(), self._http.stream("POST", url, content=body) as response:
             kind = response.headers.get("content-type", "")
             if response.status_code != 200 or not kind.startswith("text/event-stream"):
@@ -280,6 +298,8 @@ class BlockingTransport:
                 try:
                     for part in response.iter_bytes():
                         reader.feed(part)
+                        if reader.is_stopped:
+                            break
                 except httpx.HTTPError:
                     if not reader.is_done:
                         raise
@@ -287,9 +307,10 @@ class BlockingTransport:
             if response.status_code != 200:
                 data = _cleaned(self.endpoint, response.content)
                 raise error_for(response.status_code, response.headers, data)
-            return (
-                reader.body() if kind.startswith("text/event-stream") else decode(response.content)
-            )
+            if kind.startswith("text/event-stream"):
+                return reader.body()
+            whole = decode(response.content)
+            return whole if early is None else early.cut(whole)
         except RequestError as error:
             raise _scrubbed(self.endpoint, error) from None
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_sdg.llm.request import Usage
+from nemo_sdg.llm.usage import NO_USAGE, Usage
 
 COLUMNS = {
     "at": "float64",
@@ -36,19 +36,18 @@ COLUMNS = {
     "cached_tokens": "int64",
     "cost": "float64",
     "first_token_s": "float64",
+    "estimated": "int64",
 }
 """`at`: when it ended, in seconds since 1970. `code`: why there is no answer, "" for an answer.
 `repeated`: 1 where the same request is sent again because of this failure. `cost`: by the prices of
 the endpoint that was asked, null where they are not known. `first_token_s`: from sending to
-the first token of a stream, null for an answer in one piece and in files that do not tell."""
+the first token of a stream, null for an answer in one piece and in files that do not tell.
+`estimated`: 1 where the tokens are ours: the connection was closed before the server told them."""
 
 CANCELLED = "cancelled"
 """The code of a request that the run's end, or its row's, overtook."""
 
 _HEADER = ",".join(COLUMNS).encode() + b"\n"
-
-
-_NOTHING = Usage()
 
 
 class TryLog:
@@ -70,7 +69,7 @@ class TryLog:
         self,
         task: str,
         started: float,
-        usage: Usage = _NOTHING,
+        usage: Usage = NO_USAGE,
         *,
         code: str = "",
         is_repeated: bool = False,
@@ -94,7 +93,7 @@ class TryLog:
             f"{time.time():.3f},{time.perf_counter() - started:.5f},{task},{code},{is_repeated:d},"
             f"{usage.input_tokens},{usage.output_tokens},{usage.reasoning_tokens},"
             f"{usage.cached_tokens},{'' if cost is None else f'{cost:.9g}'},"
-            f"{'' if first_token_s is None else f'{first_token_s:.5f}'}\n"
+            f"{'' if first_token_s is None else f'{first_token_s:.5f}'},{usage.is_estimated:d}\n"
         )
 
     def flush(self) -> None:
@@ -124,7 +123,7 @@ def usage_told(body: Mapping[str, Any]) -> Usage:
     try:
         return Usage.from_body(body.get("usage"))
     except (AttributeError, TypeError, ValueError):
-        return Usage()
+        return NO_USAGE
 
 
 def read_tries(folder: str | Path) -> Iterator[Any]:
@@ -138,7 +137,7 @@ def read_tries(folder: str | Path) -> Iterator[Any]:
     types: dict[str, Any] = dict(COLUMNS)
     for path in sorted(Path(folder).glob("*.csv")):
         complete = _complete_bytes(path)
-        if complete <= len(_HEADER):
+        if not complete:
             continue
         with pa.memory_map(str(path)) as file:
             lines: Any = pa.BufferReader(file.read_buffer(complete))
@@ -156,9 +155,11 @@ def read_tries(folder: str | Path) -> Iterator[Any]:
 
 
 def _complete_bytes(path: Path) -> int:
-    """Return the size of a file up to its last line end."""
+    """Return the size of a file up to its last line end, 0 where it has no more than its header."""
     with path.open("rb") as file:
+        header = len(file.readline())
         end = file.seek(0, os.SEEK_END)
         tail = min(end, 4096)
         file.seek(end - tail)
-        return end - tail + file.read(tail).rfind(b"\n") + 1
+        complete = end - tail + file.read(tail).rfind(b"\n") + 1
+        return complete if complete > header else 0

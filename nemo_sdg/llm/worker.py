@@ -203,8 +203,10 @@ class EngineHandle:
                 continue
             size += len(body)
             session._sizes[token] = len(body)
-            longest = request.sampling.max_output_tokens
-            packed.append([token, request.keys(), request.kind, request.model, body, longest])
+            sampling = request.sampling
+            rule = None if sampling.stop_when is None else sampling.stop_when.plain()
+            longest, kind, model = sampling.max_output_tokens, request.kind, request.model
+            packed.append([token, request.keys(), kind, model, body, longest, rule])
         with self._changed:
             self._reserved.pop(threading.get_ident(), None)
         if unsendable:

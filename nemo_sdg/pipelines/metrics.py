@@ -33,6 +33,7 @@ class TaskMetrics:
         failed: why there was none -> requests, those that were `cancelled` among them.
         retries: why -> requests that were sent again for it.
         tokens: of all answers, and of failures that told; names as `TOKEN_COUNTS`.
+        estimated: answers whose tokens are estimates, since we closed their connection.
         cost: None where a price is unknown.
         seconds: while at least one request was under way.
         requests_per_s: requests sent over those seconds.
@@ -50,6 +51,7 @@ class TaskMetrics:
     failed: Mapping[str, int] = field(default_factory=dict)
     retries: Mapping[str, int] = field(default_factory=dict)
     tokens: Mapping[str, int] = field(default_factory=dict)
+    estimated: int = 0
     cost: float | None = None
     seconds: float = 0.0
     requests_per_s: float = 0.0
@@ -139,6 +141,7 @@ def _metrics(tally: Tally, used: Mapping[str, Spent], *, is_priced: bool) -> Tas
         failed={code: n for code, n in sorted(tally.codes.items()) if code},
         retries={code: n for code, n in sorted(tally.retries.items()) if n},
         tokens={name: tally.tokens[name] for name in TOKEN_COUNTS},
+        estimated=tally.estimated,
         cost=tally.cost if sent else nothing.cost,
         seconds=round(seconds, 3),
         requests_per_s=round(sent / seconds, 3) if seconds else 0.0,

@@ -61,7 +61,8 @@ def tiles(counts: Mapping[str, Mapping[str, int]], metrics: Metrics) -> list[Til
             label="tokens",
             value=short(paid),
             note=f"{short(total.tokens.get('input_tokens', 0))} in, "
-            f"{short(total.tokens.get('output_tokens', 0))} out",
+            f"{short(total.tokens.get('output_tokens', 0))} out"
+            + (f"; estimated for {count(total.estimated)} answers" if total.estimated else ""),
         ),
         Tile(
             label="cost",

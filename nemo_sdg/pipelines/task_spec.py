@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -28,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from nemo_sdg.llm.stop_when import NO_RULE, StopWhen, wrong_pattern
 from nemo_sdg.pipelines.problems import Problems
 
 if TYPE_CHECKING:
@@ -70,11 +72,18 @@ def _local_if_there(value: Any) -> Any:
     return value
 
 
+def _pattern(value: str) -> str:
+    if why := wrong_pattern(value):
+        raise ValueError(why)
+    return value
+
+
 Files = Annotated[list[str], BeforeValidator(_local_paths_listed)]
 File = Annotated[str | None, BeforeValidator(lambda v: v if v is None else _local_paths(v))]
 FileOrName = Annotated[str | None, BeforeValidator(_local_if_there)]
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Whole = Annotated[int, Field(strict=True)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
 
 
@@ -99,6 +108,25 @@ class BudgetSpec(Part):
     min_segment_tokens: Whole | None = Field(None, ge=0)
 
 
+class StopWhenSpec(Part):
+    """A rule that ends an answer while it comes, to save the rest of it; see `llm.StopWhen`."""
+
+    complete: Pattern | None = None
+    """Regular expression; the answer ends with its first match, and is complete."""
+    reject: Pattern | None = None
+    """Regular expression; an answer in which it matches is of no use: reason `rejected`."""
+    max_repeated_lines: Whole | None = Field(None, ge=1)
+    """Lines that stood in the answer before; with more it is of no use: `repeated_lines`."""
+    max_characters: Whole | None = Field(None, ge=1)
+    """With more characters the answer is cut: `length`."""
+
+    @model_validator(mode="after")
+    def _has_a_rule(self) -> StopWhenSpec:
+        if all(value is None for value in self.given().values()):
+            raise ValueError(NO_RULE)
+        return self
+
+
 class SamplingSpec(Part):
     """Sampling that differs from the task's own. A null is not sent: the server's default holds."""
 
@@ -111,6 +139,8 @@ class SamplingSpec(Part):
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     extra_body: dict[str, Any] | None = None
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
+    stop_when: StopWhenSpec | None = None
+    """A rule that ends an answer while it comes; such requests are streamed."""
 
     @model_validator(mode="after")
     def _leave_the_request_alone(self) -> SamplingSpec:
@@ -129,6 +159,8 @@ class SamplingSpec(Part):
                 given[name] = given[name] or empty
         if "stop" in given:
             given["stop"] = tuple(given["stop"])
+        if self.stop_when is not None:
+            given["stop_when"] = StopWhen(**self.stop_when.given())
         return given
 
 

@@ -46,7 +46,7 @@ from nemo_sdg.stages.waiting import (
 )
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
-_NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop")
+_NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop", "stop_when")
 _NO_INPUT = "a column that the prompt needs is null"
 _WHOLE = ("top_k", "max_output_tokens", "logprobs")  # pandas makes floats of integers with gaps
 

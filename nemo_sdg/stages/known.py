@@ -13,7 +13,7 @@ from typing import Any
 
 from nemo_sdg.errors import RowError
 from nemo_sdg.llm.drive import Stamp
-from nemo_sdg.llm.request import Usage
+from nemo_sdg.llm.usage import Usage
 
 Place = tuple[str | None, int | None]
 """Id and segment of a row; without a segment, the document (a row that is not split)."""

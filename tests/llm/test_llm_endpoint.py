@@ -14,8 +14,9 @@ import pytest
 
 from nemo_sdg.errors import ConfigurationError, CredentialError
 from nemo_sdg.llm.endpoint import DEFAULT_KEY_ENV, DIALECTS, Endpoint
-from nemo_sdg.llm.request import Request, Sampling, Usage, chat
+from nemo_sdg.llm.request import Request, Sampling, chat
 from nemo_sdg.llm.transport import AsyncTransport, BlockingTransport
+from nemo_sdg.llm.usage import Usage
 
 SECRET = "sk-test-secret"
 LOCAL = "http://localhost:8000/v1"

@@ -66,6 +66,7 @@ def by_async_client(endpoint: Endpoint) -> Reply:
     return asyncio.run(run())
 
 
+@pytest.mark.row("T-STREAM")
 @pytest.mark.parametrize("complete", [by_client, by_async_client])
 def test_clients_tell_when_the_server_began(complete: Any) -> None:
     with ScriptedEndpoint(default="echo", rules=[("x", TEXT)], latency=fixed(DELAY_S)) as server:
@@ -78,6 +79,7 @@ def test_clients_tell_when_the_server_began(complete: Any) -> None:
     )
 
 
+@pytest.mark.row("T-STREAM")
 def test_the_engine_notes_when_the_server_began(tmp_path: Path) -> None:
     folder = tmp_path / "tries"
     with ScriptedEndpoint(rules=[("x", TEXT)], latency=fixed(DELAY_S)) as server:
@@ -129,6 +131,7 @@ def complete(
     return asyncio.run(run())
 
 
+@pytest.mark.row("T-STREAM")
 @pytest.mark.parametrize("is_async", [False, True])
 def test_text_is_told_as_it_comes_and_whole_in_the_end(is_async: bool, tmp_path: Path) -> None:
     with ScriptedEndpoint(rules=[("x", TEXT)]) as server:
@@ -147,6 +150,7 @@ def test_text_is_told_as_it_comes_and_whole_in_the_end(is_async: bool, tmp_path:
             complete(is_async, streams, [5])
 
 
+@pytest.mark.row("T-STREAM")
 @pytest.mark.parametrize("is_async", [False, True])
 def test_what_a_listener_raises_ends_request_and_connection(is_async: bool) -> None:
     def stop(text: str) -> None:

@@ -14,8 +14,8 @@ import pytest
 from llm_engine_kit import answers, ask, endpoint_at, engine, free_port, until
 
 from nemo_sdg.llm.faults import Fault, fixed
-from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.tries import CANCELLED, COLUMNS, TryLog, read_tries, usage_told
+from nemo_sdg.llm.usage import Usage
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -16,10 +16,10 @@ import run_rig as rig
 
 from nemo_sdg.errors import Interrupted
 from nemo_sdg.llm.faults import Fault, lognormal
-from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.retry import RetryPolicy
 from nemo_sdg.llm.scripted import ScriptedEndpoint
 from nemo_sdg.llm.tries import CANCELLED, TryLog
+from nemo_sdg.llm.usage import Usage
 from nemo_sdg.pipelines import job
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.metrics import Metrics, TaskMetrics, measure

@@ -9,9 +9,9 @@ import pytest
 import run_rig as rig
 
 from nemo_sdg.llm.faults import fixed
-from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.scripted import ScriptedEndpoint
 from nemo_sdg.llm.tries import TryLog
+from nemo_sdg.llm.usage import Usage
 from nemo_sdg.pipelines import progress
 from nemo_sdg.pipelines.progress import Gathered, counts_so_far, here
 from nemo_sdg.pipelines.run import run

@@ -147,6 +147,11 @@ def test_a_recipe_that_cannot_be_says_why(tmp_path: Path, text: str, wanted: str
         ("filters: [{repetition: 3}]", "max_share is between 0 and 1"),
         ("filters: [{min_tokens: many}]", "min_tokens"),
         ("sampling: {extra_body: {seed: 3}}", "must not set 'seed'"),
+        ("sampling: {stop_when: {complete: '('}}", "complete: is no regular expression"),
+        ("sampling: {stop_when: {reject: 'x*'}}", "reject: would end every answer"),
+        ("sampling: {stop_when: {rejects: x}}", "did you mean 'reject'?"),
+        ("sampling: {stop_when: {max_repeated_lines: 0}}", "max_repeated_lines: must be at least"),
+        ("sampling: {stop_when: {}}", "names no rule"),
         ("budget: {max_output_tokens: 0}", "at least 1"),
     ],
 )
@@ -339,7 +344,12 @@ def recipes() -> list[Recipe]:
                     "system": "Yes: no",
                     "parse": {"after_prefix": "Sum:"},
                     "filters": [{"repetition": {"max_share": 0.3}}],
-                    "sampling": {"temperature": None, "stop": ["\n\n", "END"], "top_k": 3},
+                    "sampling": {
+                        "temperature": None,
+                        "stop": ["\n\n", "END"],
+                        "top_k": 3,
+                        "stop_when": {"complete": r"\bEND\b", "max_characters": 900},
+                    },
                 },
                 {
                     "name": "multilingual_qa",

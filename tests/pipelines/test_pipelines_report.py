@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from nemo_sdg.cli.main import app
 from nemo_sdg.errors import RunFolderError, TooManyFailures
-from nemo_sdg.llm.request import Usage
 from nemo_sdg.llm.scripted import ScriptedEndpoint
 from nemo_sdg.llm.tries import TryLog
+from nemo_sdg.llm.usage import Usage
 from nemo_sdg.pipelines import report
 from nemo_sdg.pipelines import report_words as words
 from nemo_sdg.pipelines.charts import log_place, log_steps, nice_steps, stairs
