@@ -77,6 +77,8 @@ class Endpoint:
             environment. One whose name looks like a secret (token, key, cookie) must be.
         unsupported: further body fields never to be sent (such as `seed`).
         stream: ask for streamed answers; they are put together again.
+        hedge: share of the requests of a run that may be sent twice, of the last stragglers those
+            that take longer than 95 % did; 0: none. Of several replicas that of the first counts.
         proxy: address of an HTTP proxy; None: the usual variables, for hosts beyond loopback.
             A password, or the whole address, is read from the environment: `$NAME`.
         ca_file: certificates of a private authority; TLS is always verified.
@@ -98,6 +100,7 @@ class Endpoint:
     headers: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     unsupported: frozenset[str] = frozenset()
     stream: bool = False
+    hedge: float = 0.0
     timeouts: Timeouts = Timeouts()
     proxy: str | None = None
     ca_file: str | None = None
@@ -142,6 +145,8 @@ class Endpoint:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {number}")
+        if not 0 <= self.hedge <= 1:
+            raise ConfigurationError(f"hedge must be a share from 0 to 1, not {self.hedge}")
         for name in ("requests_per_minute", "tokens_per_minute", "weight"):
             number = getattr(self, name)
             if number is not None and not number > 0:

@@ -29,6 +29,7 @@ from nemo_sdg.llm.engine_config import EngineConfig
 from nemo_sdg.llm.fleet import Fleet
 from nemo_sdg.llm.flights import Flights, Sent
 from nemo_sdg.llm.frames import read_frame
+from nemo_sdg.llm.hedge import Hedger
 from nemo_sdg.llm.later import Later
 from nemo_sdg.llm.leaseholder import Leaseholder
 from nemo_sdg.llm.ledger import Ledger
@@ -69,6 +70,7 @@ class Engine:
         self.flights = Flights(self, self.tries)
         self.later = Later(self._again)
         self.lease = Leaseholder(self)
+        self.hedger = Hedger(self, share) if (share := config.endpoint.hedge) else None
         self._newest = 0
         self._refreshed = 0.0
         self._pump_timer: asyncio.TimerHandle | None = None
@@ -259,6 +261,8 @@ class Engine:
         counts["output_tokens"] += usage.output_tokens
         counts["reasoning_tokens"] += usage.reasoning_tokens
         counts["cached_tokens"] += usage.cached_tokens
+        if self.hedger is not None:
+            self.hedger.answered(sent)
         self.open.pop(sent.item.keys, None)
         self.outbox.answer(sent.item.waiters, lines)
 
@@ -273,6 +277,9 @@ class Engine:
         now = time.monotonic()
         replica.failed(now, sent.flight, error)
         item.avoided = replica
+        if sent.twin is not None:  # of two copies one goes on, and decides
+            sent.twin.twin = None
+            return
         if whose == "open":
             self._refused.append((item, error))
             return
@@ -353,7 +360,10 @@ class Engine:
             await asyncio.sleep(REPORT_S)
             self.lease.lag_s = max(self.lease.lag_s, time.monotonic() - before - REPORT_S)
             self.lease.tell()
-            self._end_if_out(time.monotonic())
+            now = time.monotonic()
+            self._end_if_out(now)
+            if self.hedger is not None and self.fatal is None:
+                self.hedger.look(now)
 
     async def _sync(self) -> None:
         while self.ledger is not None:

@@ -17,13 +17,19 @@ from nemo_sdg.llm.backlog import Item
 from nemo_sdg.llm.ledger_entry import check_reply, lines_of
 from nemo_sdg.llm.replica import Flight, Replica
 from nemo_sdg.llm.transport import Arrived, Cancellable
-from nemo_sdg.llm.tries import CANCELLED, TryLog, usage_told
+from nemo_sdg.llm.tries import CANCELLED, OVERTAKEN, TryLog, usage_told
 from nemo_sdg.llm.usage import NO_USAGE, Usage
 
 
 @dataclass(slots=True, eq=False)
 class Sent:
-    """A request in flight; `asking` cancels it, `code` says how it ended."""
+    """A request in flight; `asking` cancels it, `code` says how it ended.
+
+    Attributes:
+        twin: the other one of a request and its copy, while both are in flight; see `hedge`.
+        is_copy: it is the copy.
+        was_hedged: it has, or had, a copy, or is one.
+    """
 
     item: Item
     replica: Replica
@@ -33,6 +39,9 @@ class Sent:
     is_repeated: bool = False
     usage: Usage = NO_USAGE
     first_token_s: float | None = None
+    twin: Sent | None = None
+    is_copy: bool = False
+    was_hedged: bool = False
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -73,6 +82,20 @@ class Flights:
     def send(self, item: Item, replica: Replica, now: float) -> None:
         """Send a request."""
         item.tries += 1
+        self._send(item, replica, now)
+
+    def hedge(self, sent: Sent, replica: Replica, now: float) -> None:
+        """Send a copy of a request that is in flight. Together they are one try."""
+        copy = self._send(sent.item, replica, now)
+        sent.twin, copy.twin = copy, sent
+        sent.was_hedged = copy.was_hedged = copy.is_copy = True
+
+    def overtake(self, sent: Sent, usage: Usage) -> None:
+        """Give up the one of two whose twin was answered; `usage`: what it may have cost."""
+        sent.code, sent.usage = OVERTAKEN, usage
+        self.cancel(sent)
+
+    def _send(self, item: Item, replica: Replica, now: float) -> Sent:
         item.sent += 1
         flight = replica.started(now, len(item.body), item.output_tokens)
         sent = Sent(item, replica, flight)
@@ -87,6 +110,7 @@ class Flights:
             sent.asking = replica.transport.ask(item.kind, asked, done, early)
         except Exception as error:  # noqa: BLE001 - no row must wait for what was never sent
             self._ends.has_defect(error)
+        return sent
 
     def cancel(self, sent: Sent) -> None:
         """Give a request up; nobody is told."""
@@ -146,4 +170,5 @@ class Flights:
             is_repeated=sent.is_repeated,
             cost=sent.replica.endpoint.cost(sent.usage),
             first_token_s=sent.first_token_s,
+            is_copy=sent.is_copy,
         )

@@ -37,15 +37,20 @@ COLUMNS = {
     "cost": "float64",
     "first_token_s": "float64",
     "estimated": "int64",
+    "copy": "int64",
 }
 """`at`: when it ended, in seconds since 1970. `code`: why there is no answer, "" for an answer.
 `repeated`: 1 where the same request is sent again because of this failure. `cost`: by the prices of
 the endpoint that was asked, null where they are not known. `first_token_s`: from sending to
 the first token of a stream, null for an answer in one piece and in files that do not tell.
-`estimated`: 1 where the tokens are ours: the connection was closed before the server told them."""
+`estimated`: 1 where the tokens are ours: the connection was closed before the server told them.
+`copy`: 1 for the second copy of a request that took long (`Endpoint.hedge`)."""
 
 CANCELLED = "cancelled"
 """The code of a request that the run's end, or its row's, overtook."""
+
+OVERTAKEN = "overtaken"
+"""The code of the one of two copies whose twin was answered first."""
 
 _HEADER = ",".join(COLUMNS).encode() + b"\n"
 
@@ -75,6 +80,7 @@ class TryLog:
         is_repeated: bool = False,
         cost: float | None = None,
         first_token_s: float | None = None,
+        is_copy: bool = False,
     ) -> None:
         """Note a request that has just ended; `flush` hands it to the operating system.
 
@@ -86,6 +92,7 @@ class TryLog:
             is_repeated: whether the same request will be sent again.
             cost: None where a price is unknown.
             first_token_s: None where no stream told.
+            is_copy: whether it was the second copy of a request.
         """
         if self._path is None:
             return
@@ -93,7 +100,8 @@ class TryLog:
             f"{time.time():.3f},{time.perf_counter() - started:.5f},{task},{code},{is_repeated:d},"
             f"{usage.input_tokens},{usage.output_tokens},{usage.reasoning_tokens},"
             f"{usage.cached_tokens},{'' if cost is None else f'{cost:.9g}'},"
-            f"{'' if first_token_s is None else f'{first_token_s:.5f}'},{usage.is_estimated:d}\n"
+            f"{'' if first_token_s is None else f'{first_token_s:.5f}'},{usage.is_estimated:d},"
+            f"{is_copy:d}\n"
         )
 
     def flush(self) -> None:

@@ -30,10 +30,11 @@ class TaskMetrics:
     Attributes:
         sent: requests, each try counted.
         answered: requests that gave an answer.
-        failed: why there was none -> requests, those that were `cancelled` among them.
+        failed: why there was none -> requests; `cancelled` with the run, `overtaken` by a copy.
+        copies: requests that were sent a second time while the first was under way (`hedge`).
         retries: why -> requests that were sent again for it.
         tokens: of all answers, and of failures that told; names as `TOKEN_COUNTS`.
-        estimated: answers whose tokens are estimates, since we closed their connection.
+        estimated: requests whose tokens are estimates, since we closed their connection.
         cost: None where a price is unknown.
         seconds: while at least one request was under way.
         requests_per_s: requests sent over those seconds.
@@ -50,6 +51,7 @@ class TaskMetrics:
     answered: int = 0
     failed: Mapping[str, int] = field(default_factory=dict)
     retries: Mapping[str, int] = field(default_factory=dict)
+    copies: int = 0
     tokens: Mapping[str, int] = field(default_factory=dict)
     estimated: int = 0
     cost: float | None = None
@@ -142,6 +144,7 @@ def _metrics(tally: Tally, used: Mapping[str, Spent], *, is_priced: bool) -> Tas
         retries={code: n for code, n in sorted(tally.retries.items()) if n},
         tokens={name: tally.tokens[name] for name in TOKEN_COUNTS},
         estimated=tally.estimated,
+        copies=tally.copies,
         cost=tally.cost if sent else nothing.cost,
         seconds=round(seconds, 3),
         requests_per_s=round(sent / seconds, 3) if seconds else 0.0,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_sdg.llm.tries import CANCELLED, read_tries
+from nemo_sdg.llm.tries import CANCELLED, OVERTAKEN, read_tries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def over_time(tries: str, spans: Any, num_requests: int) -> OverTime | None:
             numbers += sign * np.bincount(places, minlength=num_bins)
             moments += sign * np.bincount(places, weights=seconds, minlength=num_bins)
         sums["answered"] += np.bincount(places[code == ""], minlength=num_bins)
-        is_failure = (code != "") & (code != CANCELLED)
+        is_failure = (code != "") & (code != CANCELLED) & (code != OVERTAKEN)
         sums["failed"] += np.bincount(places[is_failure], minlength=num_bins)
         tokens = batch["output_tokens"].to_numpy()
         sums["output_tokens"] += np.bincount(places, weights=tokens, minlength=num_bins)

@@ -122,6 +122,9 @@ class Recipe(Part):
     """Certificates of a private authority."""
     stream: bool = _field("free", False)
     """Ask for streamed answers."""
+    hedge: Number = _field("free", 0.0, ge=0, le=1)
+    """Share of the requests that may be sent twice to end a run sooner: 0.02 for at most 2 % more.
+    Only the last ones, when they take longer than 95 % did; the first answer counts."""
     timeout_s: Number = _field("free", 600.0, gt=0)
     """Longest time for one answer; time in our own queue does not count."""
     workers: Whole = _field("free", 2, ge=1)
@@ -242,6 +245,7 @@ class Recipe(Part):
             tokens_per_minute=self.tokens_per_minute,
             headers=self.headers,
             stream=self.stream,
+            hedge=self.hedge,
             timeouts=Timeouts(
                 connect_s=min(usual.connect_s, self.timeout_s),
                 first_byte_s=min(usual.first_byte_s, self.timeout_s),

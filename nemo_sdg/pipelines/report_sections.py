@@ -42,7 +42,8 @@ def tiles(counts: Mapping[str, Mapping[str, int]], metrics: Metrics) -> list[Til
         Tile(
             label="requests",
             value=count(total.sent),
-            note=f"{count(total.answered)} answered, {count(repeated)} retries",
+            note=f"{count(total.answered)} answered, {count(repeated)} retries"
+            + (f", {count(total.copies)} sent twice" if total.copies else ""),
         ),
         Tile(
             label="requests/s",
@@ -62,7 +63,7 @@ def tiles(counts: Mapping[str, Mapping[str, int]], metrics: Metrics) -> list[Til
             value=short(paid),
             note=f"{short(total.tokens.get('input_tokens', 0))} in, "
             f"{short(total.tokens.get('output_tokens', 0))} out"
-            + (f"; estimated for {count(total.estimated)} answers" if total.estimated else ""),
+            + (f"; estimated for {count(total.estimated)} requests" if total.estimated else ""),
         ),
         Tile(
             label="cost",

@@ -22,6 +22,7 @@ HINTS = {
     "no_input": "a column that the prompt needs is null",
     "task_crashed": "parser or flow of the task raised an error: see `detail` in dead_letters/",
     "cancelled": "the run ended before the answer came",
+    "overtaken": "sent twice to end the run sooner, and the other one was answered first",
 }
 """Reasons that mean the same for every task; those of parsers speak for themselves."""
 

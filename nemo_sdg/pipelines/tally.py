@@ -55,7 +55,7 @@ class Tally:
         self.tokens: Counter[str] = Counter()
         self.failed: dict[str, Spent] = {}
         self.cost: float | None = 0.0
-        self.estimated = 0
+        self.estimated = self.copies = 0
         self.latencies = np.zeros(_LAST_BIN - _FIRST_BIN + 1, dtype=np.int64)
         self.first_tokens, self.per_tokens = (np.zeros_like(self.latencies) for _ in range(2))
         self.spans = np.empty((0, 2))
@@ -67,7 +67,7 @@ class Tally:
 
         told: Any = pc.add(batch["input_tokens"], batch["output_tokens"])
         is_paid: Any = pc.greater(told, pa.scalar(0))
-        summed = ("repeated", "is_paid", "cost", "estimated", *TOKEN_COUNTS)
+        summed = ("repeated", "is_paid", "cost", "estimated", "copy", *TOKEN_COUNTS)
         sums = (
             batch.append_column("is_paid", is_paid)
             .group_by("code")
@@ -78,6 +78,7 @@ class Tally:
             self.codes[code] += row["at_count"]
             self.retries[code] += row["repeated_sum"]
             self.estimated += row["estimated_sum"] or 0
+            self.copies += row["copy_sum"] or 0
             for name in TOKEN_COUNTS:
                 self.tokens[name] += row[f"{name}_sum"]
             cost = row["cost_sum"] if row["cost_count"] == row["at_count"] else None
@@ -112,6 +113,7 @@ class Tally:
         self.codes.update(other.codes)
         self.retries.update(other.retries)
         self.estimated += other.estimated
+        self.copies += other.copies
         self.tokens.update(other.tokens)
         for code, spent in other.failed.items():
             self.failed[code] = self.failed.get(code, Spent()) + spent

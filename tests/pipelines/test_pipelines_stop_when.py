@@ -48,4 +48,4 @@ def test_a_run_ends_answers_by_the_rule_of_its_recipe(client: Any, tmp_path: Pat
     assert 0 < metrics["tokens"]["output_tokens"] < 10 * 80
     assert metrics["waste"]["dead.rejected"]["answers"] == 2
     assert metrics["first_token"]["p50"] > 0
-    assert "estimated for 10 answers" in (tmp_path / "out" / "report.html").read_text()
+    assert "estimated for 10 requests" in (tmp_path / "out" / "report.html").read_text()
