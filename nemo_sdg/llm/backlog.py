@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Any
 
 from nemo_sdg.llm.replica import Replica
 from nemo_sdg.llm.stop_when import Plain
@@ -24,6 +25,7 @@ class Item:
         was_spared: it was let try once more since the endpoint was suspect.
         is_for_fallback: all its tries elsewhere are used up.
         avoided: the endpoint that failed it last.
+        prefix: equal for requests that begin alike, where that counts (`prefixes`); else empty.
     """
 
     keys: tuple[str, ...]
@@ -42,6 +44,7 @@ class Item:
     was_spared: bool = False
     is_for_fallback: bool = False
     avoided: Replica | None = None
+    prefix: bytes = b""
 
     @property
     def cost(self) -> int:
@@ -49,7 +52,7 @@ class Item:
         return len(self.body) + 4 * (self.output_tokens or 0)
 
 
-Place = tuple[int, int, int, int, Item]
+Place = tuple[int, int, Any, int, Item]
 """What decides, the number of the request last; the item is never compared."""
 
 
@@ -76,7 +79,7 @@ class Backlog:
             item = self._heap[0][4]
             if item.waiters:
                 return item
-            heapq.heappop(self._heap)
+            self.pop()
         return None
 
     @property

@@ -79,6 +79,8 @@ class Endpoint:
         stream: ask for streamed answers; they are put together again.
         hedge: share of the requests of a run that may be sent twice, of the last stragglers those
             that take longer than 95 % did; 0: none. Of several replicas that of the first counts.
+        group_prefixes: send requests whose first so many bytes are equal next to one another, and
+            to the same of several replicas; 0: do not. That of the first counts as well.
         proxy: address of an HTTP proxy; None: the usual variables, for hosts beyond loopback.
             A password, or the whole address, is read from the environment: `$NAME`.
         ca_file: certificates of a private authority; TLS is always verified.
@@ -101,6 +103,7 @@ class Endpoint:
     unsupported: frozenset[str] = frozenset()
     stream: bool = False
     hedge: float = 0.0
+    group_prefixes: int = 0
     timeouts: Timeouts = Timeouts()
     proxy: str | None = None
     ca_file: str | None = None
@@ -147,6 +150,8 @@ class Endpoint:
                 raise ConfigurationError(f"{name} must be at least 1, not {number}")
         if not 0 <= self.hedge <= 1:
             raise ConfigurationError(f"hedge must be a share from 0 to 1, not {self.hedge}")
+        if self.group_prefixes < 0:
+            raise ConfigurationError(f"group_prefixes must not be below 0: {self.group_prefixes}")
         for name in ("requests_per_minute", "tokens_per_minute", "weight"):
             number = getattr(self, name)
             if number is not None and not number > 0:

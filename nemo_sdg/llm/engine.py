@@ -34,6 +34,7 @@ from nemo_sdg.llm.later import Later
 from nemo_sdg.llm.leaseholder import Leaseholder
 from nemo_sdg.llm.ledger import Ledger
 from nemo_sdg.llm.outbox import Outbox
+from nemo_sdg.llm.prefixes import GroupedBacklog, prefix_of
 from nemo_sdg.llm.replica import Replica
 from nemo_sdg.llm.retry import verdict
 from nemo_sdg.llm.second_try import wait_after
@@ -61,7 +62,9 @@ class Engine:
         self.tries = TryLog(config.tries)
         self.outbox = Outbox(out, self.ledger, self._stop, self.tries)
         self.drain = Drain(config, self.outbox, self.ledger, lambda: self.in_flight, self._stop)
-        self.backlog = Backlog()
+        self._prefix_size = config.endpoint.group_prefixes
+        self._grouped = GroupedBacklog(config.served_alike) if self._prefix_size else None
+        self.backlog = Backlog() if self._grouped is None else self._grouped
         self.open: dict[tuple[str, ...], Item] = {}
         self.counts: Counter[str] = Counter()
         self.fatal: NemoSdgError | None = None
@@ -170,6 +173,8 @@ class Engine:
             item = Item(tuple(keys), kind, model, body, output_tokens, session, stage, label)
             if rule is not None:
                 item.stop_when = tuple(rule)
+            if self._prefix_size:
+                item.prefix = prefix_of(body, self._prefix_size)
             self._take(item, token, [next(filed) for _ in keys])
         self._pump()
         self.lease.more_came()
@@ -231,6 +236,8 @@ class Engine:
             replica, wait_s = self.fleet.choose(item, now)
             if replica is None:
                 break
+            if self._grouped is not None:
+                item = self._grouped.closer(item, replica, now)
             self.backlog.pop()
             self.counts["sent"] += 1
             self.fleet.spent["requests"] += 1

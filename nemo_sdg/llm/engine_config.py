@@ -83,6 +83,11 @@ class EngineConfig:
         return (self.endpoint, *self.replicas, *([self.fallback] if self.fallback else []))
 
     @property
+    def served_alike(self) -> tuple[tuple[str, float], ...]:
+        """Address and weight of each endpoint that serves the model: all but the fallback."""
+        return tuple((each.url, each.weight) for each in (self.endpoint, *self.replicas))
+
+    @property
     def slots(self) -> int:
         """The most requests in flight of all engines, without those of the fallback."""
         return sum(each.limit for each in (self.endpoint, *self.replicas))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Protocol
 
 from nemo_sdg.errors import BudgetSpent, EndpointDown
 from nemo_sdg.llm.engine_config import EngineConfig, name_of
+from nemo_sdg.llm.prefixes import closeness
 from nemo_sdg.llm.replica import Replica
 from nemo_sdg.llm.usage import Usage
 
@@ -18,6 +20,7 @@ class Sendable(Protocol):
     output_tokens: int | None
     is_for_fallback: bool
     avoided: Replica | None
+    prefix: bytes
 
 
 class Fleet:
@@ -59,8 +62,8 @@ class Fleet:
     def choose(self, item: Sendable, now: float) -> tuple[Replica | None, float]:
         """Return the endpoint for a request, or None and the seconds until there may be one.
 
-        The one with the least load for its weight; not the one that has just failed the request,
-        as long as another may be asked.
+        The one with the least load for its weight, or that is closest to its prefix; not the one
+        that has just failed the request, as long as another may be asked.
         """
         if len(self.replicas) == 1:
             only = self.replicas[0]
@@ -71,11 +74,13 @@ class Fleet:
         if any(not replica.health.is_suspect for replica in others):
             candidates = others
         best, wait_s = None, math.inf
+        if item.prefix:
+            candidates = sorted(candidates, key=partial(_distance, item.prefix))
         for replica in candidates:
             its_s = replica.wait_s(now, len(item.body), item.output_tokens)
             if its_s > 0:
                 wait_s = min(wait_s, its_s)
-            elif best is None or replica.load < best.load:
+            elif best is None or (not item.prefix and replica.load < best.load):
                 best = replica
         return best, 0.0 if best else wait_s
 
@@ -175,3 +180,7 @@ class Fleet:
         for replica in self.replicas:
             text = replica.endpoint.scrub(text)
         return text
+
+
+def _distance(prefix: bytes, replica: Replica) -> float:
+    return -closeness(prefix, replica.endpoint.url, replica.endpoint.weight)

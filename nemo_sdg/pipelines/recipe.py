@@ -125,6 +125,9 @@ class Recipe(Part):
     hedge: Number = _field("free", 0.0, ge=0, le=1)
     """Share of the requests that may be sent twice to end a run sooner: 0.02 for at most 2 % more.
     Only the last ones, when they take longer than 95 % did; the first answer counts."""
+    group_prefixes: Whole = _field("free", 0, ge=0)
+    """Send requests whose first so many bytes (system prompt, beginning of the user's) are equal
+    next to one another and to the same replica, for servers that cache prefixes; 0: do not."""
     timeout_s: Number = _field("free", 600.0, gt=0)
     """Longest time for one answer; time in our own queue does not count."""
     workers: Whole = _field("free", 2, ge=1)
@@ -246,6 +249,7 @@ class Recipe(Part):
             headers=self.headers,
             stream=self.stream,
             hedge=self.hedge,
+            group_prefixes=self.group_prefixes,
             timeouts=Timeouts(
                 connect_s=min(usual.connect_s, self.timeout_s),
                 first_byte_s=min(usual.first_byte_s, self.timeout_s),

@@ -310,6 +310,7 @@ def test_an_endpoint_of_a_recipe_knows_where_the_key_is_and_not_the_key(monkeypa
         concurrency=7,
         stream=True,
         hedge=0.02,
+        group_prefixes=500,
         price_in=1,
     )
     endpoint = recipe.endpoint_for("http://h:1/v1")
@@ -320,7 +321,7 @@ def test_an_endpoint_of_a_recipe_knows_where_the_key_is_and_not_the_key(monkeypa
     assert "sk-test-secret" not in recipe.to_yaml()
     assert endpoint.timeouts.total_s == endpoint.timeouts.first_byte_s == 30
     assert (endpoint.limit, endpoint.stream, endpoint.price_in) == (7, True, 1)
-    assert endpoint.hedge == 0.02
+    assert (endpoint.hedge, endpoint.group_prefixes) == (0.02, 500)
 
 
 def test_every_field_is_of_one_kind_and_says_what_it_is() -> None:
