@@ -222,6 +222,15 @@ class DocumentDataset:
         """The files behind the rows, None once rows may have been changed."""
         return self._source
 
+    def readers(self) -> list[Callable[[], Any]] | None:
+        """Return for each partition what reads it from its files; None where rows come from others.
+
+        They are small, picklable, and stand for the same rows as `df.to_delayed()`.
+        """
+        if self._source is None or self._resize:
+            return None
+        return [partial(self._source.loader, splits) for splits in self._source.partitions]
+
     @property
     def columns(self) -> list[str]:
         """The names of the columns, in order."""

@@ -7,8 +7,9 @@ A folder of parts is written in this order: `_incomplete`, the parts, `_manifest
     parts = [write_part(folder, i, frame, schema=schema) for i, frame in enumerate(frames)]
     finish_folder(folder, parts, schema)
 
-On local disks a part is written under a hidden name in the same folder, synced and renamed;
-through fsspec it is one PUT. Files get mode 0600, new folders 0700.
+On local disks a part is written under a hidden name in the same folder, synced and renamed; the
+folder itself is synced with the manifest. Through fsspec it is one PUT. Files get mode 0600, new
+folders 0700.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import io
 import json
 import os
 import posixpath
-import uuid
 from collections.abc import Callable, Sequence
 from typing import IO, Any, Literal, TypedDict
 
@@ -30,6 +30,7 @@ from nemo_sdg.errors import DataError
 
 PartFormat = Literal["parquet", "jsonl", "jsonl.gz", "jsonl.zst"]
 Existing = Literal["refuse", "replace", "keep"]
+Sync = Literal["place", "content", "nothing"]
 
 _FORMATS = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst")
 _ROW_GROUP_BYTES = 64 * 2**20
@@ -89,7 +90,7 @@ def write_part(
         else to_table(frame, schema_of(frame) if schema is None else schema)
     )
     write = _write_parquet if file_format == "parquet" else _json_writer(file_format)
-    size = write_file(path, lambda stream: write(table, stream))
+    size = write_file(path, lambda stream: write(table, stream), sync="content")
     return {"path": path, "rows": table.num_rows, "bytes": size}
 
 
@@ -208,41 +209,73 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
         fs.makedirs(path, exist_ok=True)
 
 
-def write_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> int:
+def write_file(
+    path: str | os.PathLike[str], write: Callable[[IO[bytes]], object], *, sync: Sync = "place"
+) -> int:
     """Let `write` fill a file that appears whole or not at all; return its bytes.
 
     Args:
         path: path or fsspec URL; its folder is made when it is not there. A file there is
             replaced.
         write: called once with the open binary stream.
+        sync: what the loss of the machine must not take from here on: the file in its `place`; its
+            `content`, while the file itself may be missing; or `nothing`, then it may even be torn.
+            The loss of a process never takes anything.
     """
-    import fsspec
-
-    make_folder(posixpath.dirname(os.fspath(path)))
-    fs, inner = fsspec.core.url_to_fs(os.fspath(path))
-    if not _is_local(fs):
-        # An fsspec stream that is closed by an error still commits what it has: send it whole.
-        buffer = io.BytesIO()
-        write(buffer)
-        fs.pipe_file(inner, buffer.getvalue())
-        return buffer.tell()
-    aside = posixpath.join(
-        posixpath.dirname(inner), f".{posixpath.basename(inner)}.{uuid.uuid4().hex[:12]}"
-    )
+    inner = _local_path(path)
+    if inner is None:
+        return _put(path, write)
+    folder, name = posixpath.split(inner)
+    aside = posixpath.join(folder, f".{name}.{os.urandom(6).hex()}")
     try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as stream:
+        with open(_new_file(aside), "wb") as stream:
             write(stream)
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync != "nothing":
+                os.fsync(stream.fileno())
             size = stream.tell()
         os.replace(aside, inner)
     except BaseException:
         if os.path.exists(aside):
             os.unlink(aside)
         raise
-    _sync_folder(posixpath.dirname(inner))
+    if sync == "place":
+        _sync_folder(folder)
     return size
+
+
+def _put(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> int:
+    """Send what `write` writes as one object."""
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(os.fspath(path))
+    fs.makedirs(posixpath.dirname(inner), exist_ok=True)
+    # An fsspec stream that is closed by an error still commits what it has: send it whole.
+    buffer = io.BytesIO()
+    write(buffer)
+    fs.pipe_file(inner, buffer.getvalue())
+    return buffer.tell()
+
+
+def _local_path(path: str | os.PathLike[str]) -> str | None:
+    """Return the path on this machine's disks, None where it is an object store's."""
+    import fsspec
+
+    path = os.fspath(path)
+    if os.path.isabs(path) and "::" not in path:
+        return path
+    fs, inner = fsspec.core.url_to_fs(path)
+    return str(inner) if _is_local(fs) else None
+
+
+def _new_file(path: str) -> int:
+    """Open a file that is not there, and make its folder if need be."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        make_folder(posixpath.dirname(path))
+        return os.open(path, flags, 0o600)
 
 
 def _is_local(fs: Any) -> bool:

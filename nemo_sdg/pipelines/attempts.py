@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from nemo_sdg.pipelines.folder import RunFolder
 from nemo_sdg.pipelines.owner import has_ended
 
@@ -45,7 +47,7 @@ class Attempt:
         return f"state/{self.name}.json"
 
     def _found(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.folder.read_json(self._path) or {}
+        found = _mark(self.folder, self._path)
         return found if found.get("fingerprint") == self.fingerprint else {}
 
     @property
@@ -63,7 +65,7 @@ class Attempt:
         _settle(self.folder)
         mark = {"fingerprint": self.fingerprint, "run": self.run, "times": self.times + 1}
         here = {"host": socket.gethostname(), "pid": os.getpid()}
-        self.folder.write_json(self._path, mark | here)
+        self.folder.write_json(self._path, mark | here, sync="nothing")
 
     def __exit__(self, *_: object) -> None:
         self.clear()
@@ -83,12 +85,21 @@ def _settle(folder: RunFolder) -> None:
         _is_settled = True
 
 
+def _mark(folder: RunFolder, path: str) -> dict[str, Any]:
+    """Return what a mark says; nothing of one that is not there, or that a machine took along."""
+    try:
+        found = orjson.loads((folder.path / path).read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _has_lost_a_process(folder: RunFolder) -> bool:
     """Say whether a mark was left behind on this machine."""
     for path in (folder.path / "state").glob("*/*.json"):
         if path.name.startswith("part-"):
             continue
-        mark = folder.read_json(str(path.relative_to(folder.path))) or {}
-        if has_ended(mark):
+        mark = _mark(folder, str(path.relative_to(folder.path)))
+        if mark and has_ended(mark):
             return True
     return False

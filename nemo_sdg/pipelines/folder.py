@@ -27,6 +27,7 @@ from nemo_sdg.data.backend import Dtype
 from nemo_sdg.data.parts import (
     Part,
     PartFormat,
+    Sync,
     begin_folder,
     finish_folder,
     make_folder,
@@ -92,10 +93,10 @@ class RunFolder:
 
     # --- small files -----------------------------------------------------------------------------
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a file aside and rename it into its place."""
+    def write_json(self, name: str, value: Any, *, sync: Sync = "place") -> None:
+        """Write a file aside and rename it into its place; see `data.parts.write_file`."""
         data = json.dumps(value, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
-        write_file(self.path / name, lambda stream: stream.write(data))
+        write_file(self.path / name, lambda stream: stream.write(data), sync=sync)
 
     def read_json(self, name: str) -> Any:
         """Return a file's content, None where there is none."""
@@ -160,7 +161,8 @@ class RunFolder:
             schema=schema,
         )
         whole = {**summary, "parts": parts}
-        self.write_json(_state_name(task, number), whole)
+        # If it is lost with the machine, the part is made again, of answers that are filed.
+        self.write_json(_state_name(task, number), whole, sync="content")
         return whole
 
     def begin(self, folders: list[Path]) -> None:

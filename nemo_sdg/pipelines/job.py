@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -37,6 +38,7 @@ MOST_ROWS = 2000
 class Part:
     """One partition of one task. `frame` is lazy (a Dask `Delayed`).
 
+    `read` returns the same rows at once, where no other part shares them: one Dask task less.
     `fingerprint` stands for the settings and for how the input was cut: a part that an earlier run
     finished is the same part only under the same fingerprint.
     """
@@ -46,6 +48,7 @@ class Part:
     fingerprint: str
     frame: Any
     meta: Any
+    read: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,7 @@ def plan_job(
         dataset.check_text(recipe.text_field)
         check_columns(reading, dataset.df._meta, quality_field=recipe.quality_field)
         frames = dataset.df.to_delayed()
+        readers = (dataset.readers() if len(reading) == 1 else None) or [None] * len(frames)
         cut = f"{decided}-{block_bytes}-{len(frames)}"
         parts += [
             Part(
@@ -128,8 +132,9 @@ def plan_job(
                 fingerprint=cut,
                 frame=frame,
                 meta=dataset.df._meta,
+                read=read,
             )
-            for number, frame in enumerate(frames)
+            for number, (frame, read) in enumerate(zip(frames, readers, strict=True))
             for chain in reading
         ]
     for chain in planned:
@@ -286,18 +291,28 @@ def _planned_parts(recipe: Recipe, chain: Chain, fingerprint: str) -> list[Part]
     total = recipe.num_samples
     size = _rows_a_part(total, recipe.workers)
     meta = planned_rows(chain.task, 0, 0, total, recipe.seed, recipe.id_field)
-    starts = range(0, total, size)
+    readers = [
+        partial(
+            planned_rows,
+            chain.task,
+            start,
+            min(start + size, total),
+            total,
+            recipe.seed,
+            recipe.id_field,
+        )
+        for start in range(0, total, size)
+    ]
     return [
         Part(
             chain=chain,
             number=number,
             fingerprint=f"{fingerprint}-{size}",
-            frame=delayed(planned_rows)(
-                chain.task, start, min(start + size, total), total, recipe.seed, recipe.id_field
-            ),
+            frame=delayed(read)(),
             meta=meta,
+            read=read,
         )
-        for number, start in enumerate(starts)
+        for number, read in enumerate(readers)
     ]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from nemo_sdg.data.frames import schema_of
@@ -12,6 +14,7 @@ from nemo_sdg.errors import ConfigurationError, RunStopped
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.worker import run_ends
 from nemo_sdg.pipelines.begin import announce
+from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.cluster import open_cluster
 from nemo_sdg.pipelines.count import estimate
 from nemo_sdg.pipelines.counting import tell_notes
@@ -118,14 +121,14 @@ def _computed(due: list[Part], making: Making, watch: Watch) -> Iterator[dict[st
         name = part.chain.task.name
         if name not in schemas:
             schemas[name] = schema_of(part.chain.meta(part.meta))
-    work = delayed(make_part if making.round is None else retry_part, pure=False)
+    work = delayed(_read_and_make_part, pure=False)
     by_place = {(part.chain.task.name, part.number): part for part in due}
 
     def make(place: tuple[str, int]) -> Any:
         part = by_place[place]
         return work(
             part.chain,
-            part.frame,
+            part.frame if part.read is None else part.read,
             part.number,
             fingerprint=part.fingerprint,
             schema=schemas[place[0]],
@@ -147,6 +150,23 @@ def _computed(due: list[Part], making: Making, watch: Watch) -> Iterator[dict[st
     for summary in made_alone(watch, suspects, making, schemas):
         watch.gathered.parts_done += 1
         yield summary
+
+
+def _read_and_make_part(
+    chain: Chain, rows: Any, number: int, *, making: Making, **given: Any
+) -> dict[str, Any] | Died:
+    """Make a part of a frame, or of what `rows` returns, on a worker."""
+    frame = rows() if callable(rows) else rows
+    _leave_modules_alone()
+    make = make_part if making.round is None else retry_part
+    return make(chain, frame, number, making=making, **given)
+
+
+@cache
+def _leave_modules_alone() -> None:
+    """Have the garbage collector pass over what is imported by now, here for good."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.contextmanager

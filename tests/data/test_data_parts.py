@@ -229,3 +229,19 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, where: str) -> None:
     assert finished_part(folder, 0) is None
     if where == "memory":
         fsspec.filesystem("memory").rm("/parts_test", recursive=True)
+
+
+@pytest.mark.parametrize(("sync", "synced"), [("nothing", 0), ("content", 1), ("place", 2)])
+def test_no_more_is_synced_than_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: Any, synced: int
+) -> None:
+    calls: list[bool] = []
+    true_sync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (calls.append(stat.S_ISDIR(os.fstat(fd).st_mode)), true_sync(fd))
+    )
+    path = tmp_path / "new" / "file"
+    assert write_file(path, lambda stream: stream.write(b"whole"), sync=sync) == 5
+    assert path.read_bytes() == b"whole" and calls == [False, True][:synced]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

@@ -65,6 +65,29 @@ def test_every_document_is_in_one_part_of_each_task(source: Path) -> None:
         assert sorted(ids) == [f"d{i:04d}" for i in range(90)]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"tasks": ["multilingual_qa"], "num_samples": 40, "input": []}],
+    ids=["documents", "planned"],
+)
+def test_a_part_that_shares_no_rows_reads_them_itself(
+    source: Path, fields: dict[str, Any]
+) -> None:
+    job = plan(rig.recipe_for(NOWHERE, source, **({"partition_size": "2KB"} | fields)))
+    assert len(job.parts) > 3
+    for part in job.parts:
+        assert part.read is not None
+        pd.testing.assert_frame_equal(pickle.loads(pickle.dumps(part.read))(), part.frame.compute())
+
+
+@pytest.mark.parametrize("fields", [{"tasks": ["nemotron-cc"]}, {"sample": 30}, {"limit": 30}])
+def test_rows_that_are_shared_or_made_of_others_are_read_by_dask(
+    source: Path, fields: dict[str, Any]
+) -> None:
+    job = plan(rig.recipe_for(NOWHERE, source, **({"partition_size": "2KB"} | fields)))
+    assert [part.read for part in job.parts] == [None] * len(job.parts)
+
+
 def test_partitions_stay_when_a_run_goes_on(source: Path) -> None:
     recipe = rig.recipe_for(NOWHERE, source)
     job = plan(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections import Counter
@@ -142,6 +143,10 @@ def test_only_the_segment_is_lost(
     )
 
 
+def times_in(mark: Path) -> int:
+    return int(json.loads(mark.read_text())["times"]) if mark.exists() else 0
+
+
 @pytest.mark.slow
 def test_marks_outlive_everything(
     client: Any, server: Any, source: Path, task_file: Path, tmp_path: Path
@@ -153,8 +158,7 @@ def test_marks_outlive_everything(
     started = folder / "state" / "plain" / "started-00000.json"
     for times in range(1, MOST_STARTS + 1):
         process = rig.start("run", str(tmp_path / "r.yaml"), "--output", str(folder), cwd=tmp_path)
-        wanted = f'"times": {times}'
-        rig.until(lambda wanted=wanted: started.exists() and wanted in started.read_text())
+        rig.until(lambda times=times: times_in(started) >= times)
         rig.kill_all(process)
     result = run(recipe, folder, client=client)
     assert result.counts["plain"]["dead.poisonous"] == 1
@@ -204,3 +208,13 @@ def test_an_attempt_counts_what_never_ended(tmp_path: Path) -> None:
     first.clear()
     first.clear()
     assert attempt("three").times == 0
+
+
+@pytest.mark.parametrize("damage", ["", '{"fingerprint": "f", "ti', "null", "[]"])
+def test_a_mark_that_a_machine_took_along_is_none(tmp_path: Path, damage: str) -> None:
+    mark = Attempt(folder=RunFolder(tmp_path), name="t/started-00001", fingerprint="f", run="one")
+    mark.__enter__()
+    (tmp_path / "state/t/started-00001.json").write_text(damage)
+    assert mark.times == 0 and not mark.is_deadly and not attempts._has_lost_a_process(mark.folder)
+    mark.__enter__()
+    assert mark.times == 1
