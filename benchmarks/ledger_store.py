@@ -66,7 +66,7 @@ def replies(count: int) -> tuple[list[bytes], int]:
         }
         lines.append(entry(f"{rng.getrandbits(128):032x}", meta, body))
         bodies.append(orjson.dumps(body))
-    return lines, len(codec().compress(b"\n".join(bodies)))
+    return lines, len(pa.Codec("zstd", compression_level=3).compress(b"\n".join(bodies)))
 
 
 def key_of(line: bytes) -> str:

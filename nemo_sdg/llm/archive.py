@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 from nemo_sdg.errors import NotFiled
@@ -36,7 +36,7 @@ class Archive:
     def admit(self, requests: int, still_wanted: Callable[[], bool] = lambda: True) -> None:
         """Let everybody in: nothing is asked."""
 
-    def record_row(self, task: str, reason: str | None) -> None:
+    def record_rows(self, task: str, reasons: Sequence[str | None]) -> None:
         """Count nothing: no share of rows that fail stops a replay."""
 
     def session(self, label: str = "") -> ArchiveSession:

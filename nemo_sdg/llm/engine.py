@@ -229,7 +229,11 @@ class Engine:
             self._pump_timer.cancel()
         now = time.monotonic()
         wait_s = math.inf
-        while self.fatal is None and (item := self.backlog.first) is not None:
+        while (
+            self.fatal is None
+            and not self.fleet.is_full  # as nearly always: one slot was free, and is taken again
+            and (item := self.backlog.first) is not None
+        ):
             if not self.fleet.may_start(now):
                 self.lease.tell_soon()
                 break

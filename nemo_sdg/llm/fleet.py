@@ -91,6 +91,11 @@ class Fleet:
         return self.primaries
 
     @property
+    def is_full(self) -> bool:
+        """True where as much is in flight everywhere as may be."""
+        return all([replica.is_full for replica in self.replicas])
+
+    @property
     def is_down(self) -> bool:
         """True while none of the primaries answers so much as a probe."""
         return all(replica.health.is_down for replica in self.primaries)

@@ -126,20 +126,22 @@ def lines_of(
 
 def read_reply(entries: Sequence[bytes], *, was_filed: bool) -> Reply:
     """Put the samples of one request back together."""
-    decoded = [orjson.loads(line) for line in entries]
-    parts = [read_body(value["r"]) for value in decoded]
-    meta, body = decoded[0]["m"], decoded[0]["r"]
-    choices, embeddings = parts[0]
+    first = orjson.loads(entries[0])
+    meta, body = first["m"], first["r"]
+    choices, embeddings = read_body(body)
     usage = Usage.from_body(body.get("usage"))
-    for value, (more, vectors) in zip(decoded[1:], parts[1:], strict=True):
-        choices, embeddings = choices + more, embeddings + vectors
+    keys: tuple[str, ...] = (first["k"],)
+    for line in entries[1:]:
+        value = orjson.loads(line)
+        more, vectors = read_body(value["r"])
+        choices, embeddings, keys = choices + more, embeddings + vectors, (*keys, value["k"])
         usage += Usage.from_body(value["r"].get("usage"))
     return Reply(
         choices=choices,
         embeddings=embeddings,
         usage=usage,
         model=str(body.get("model") or meta.get("model") or ""),
-        keys=tuple([value["k"] for value in decoded]),
+        keys=keys,
         endpoint=meta.get("endpoint", ""),
         attempts=meta.get("attempts", 1),
         latency_s=meta.get("latency_s", 0.0),

@@ -6,6 +6,7 @@ Time is handed in, seconds on any monotonic clock; nothing here sleeps or sends.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_sdg.errors import (
@@ -149,6 +150,19 @@ class FailureGuard:
         self.is_broken = False
         self._rows.clear()
         self._failures.clear()
+
+    def record_all(self, task: str, reasons: Sequence[str | None]) -> None:
+        """Count rows that ended, one after the other; see `record`.
+
+        Raises:
+            TooManyFailures: the rule is broken by one of them.
+        """
+        if any(reasons):
+            for reason in reasons:
+                self.record(task, reason)
+        else:
+            self.num_rows += len(reasons)
+            self._rows[task] += len(reasons)
 
     def record(self, task: str, reason: str | None) -> None:
         """Count a row; `reason` is its error code, None for a row with a value.

@@ -68,6 +68,12 @@ class Replica:
         return self.control.in_flight
 
     @property
+    def is_full(self) -> bool:
+        """True where as much is in flight as lease and limit allow."""
+        in_flight = self.control.in_flight
+        return in_flight >= self.slots or in_flight >= self.control.limit
+
+    @property
     def load(self) -> float:
         """How busy it would be with one request more, against its weight."""
         return (self.in_flight + 1) / self.endpoint.weight
@@ -83,9 +89,7 @@ class Replica:
     def wait_s(self, now: float, size: int, output_tokens: int | None) -> float:
         """Return the seconds until a request may be sent; inf: when something ends or changes."""
         control = self.control
-        if control.in_flight >= self.slots or control.in_flight >= control.limit:
-            return math.inf  # as nearly always: a slot has just been taken
-        if control.in_flight >= self.health.room(min(control.limit, self.slots)):
+        if self.is_full or control.in_flight >= self.health.room(min(control.limit, self.slots)):
             return math.inf
         wait_s = self.control.wait_s(now)
         if self._rates is not None and wait_s < math.inf:

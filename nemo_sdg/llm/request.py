@@ -228,7 +228,8 @@ class Request:
         return _json(body, unsupported)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Not frozen: one of each is made for every answer, and frozen fields take four times as long.
+@dataclass(kw_only=True, slots=True)
 class Choice:
     """One sample. `text` is the answer without its reasoning, "" where the server sent none."""
 
@@ -246,7 +247,7 @@ class Choice:
         if self.finish_reason in _OF_NO_USE:
             kind, words = _OF_NO_USE[self.finish_reason]
             raise kind(words)
-        if not self.text.strip():
+        if not self.text or self.text.isspace():
             calls = "; the model called a tool instead" if self.tool_calls else ""
             raise EmptyAnswer(f"no text in the answer{calls}")
         return self.text
@@ -256,17 +257,17 @@ class Choice:
         """Read one element of `choices`, of a chat or of a plain completion."""
         message = choice.get("message") or {}
         content = message.get("content", choice.get("text"))
-        if isinstance(content, list):  # parts, as some gateways send
+        if type(content) is list:  # parts, as some gateways send
             content = "".join(str(p.get("text") or "") for p in content if isinstance(p, Mapping))
-        text = content if isinstance(content, str) else ""
-        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-        text, inline = split_reasoning(text)
+        text, inline = split_reasoning(content) if type(content) is str else ("", "")
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        calls = message.get("tool_calls")
         return cls(
             text=text,
-            reasoning=str(reasoning) or inline,
+            reasoning=str(reasoning) if reasoning else inline,
             finish_reason=choice.get("finish_reason"),
             refusal=message.get("refusal"),
-            tool_calls=tuple(message.get("tool_calls") or ()),
+            tool_calls=tuple(calls) if calls else (),
             logprobs=choice.get("logprobs"),
         )
 
@@ -287,7 +288,7 @@ def split_reasoning(text: str) -> tuple[str, str]:
     return text, ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Reply:
     """A complete answer. `attempts` counts what was sent for it.
 
@@ -328,7 +329,7 @@ class Reply:
 
 def read_body(body: Any) -> tuple[tuple[Choice, ...], tuple[tuple[float, ...], ...]]:
     """Check a decoded reply and return (choices, embeddings); raise `MalformedReply`."""
-    if not isinstance(body, Mapping):
+    if type(body) is not dict and not isinstance(body, Mapping):
         raise MalformedReply(f"the reply is a JSON {type(body).__name__}, not an object")
     if "choices" not in body and isinstance(data := body.get("data"), Sequence):
         try:
@@ -340,7 +341,7 @@ def read_body(body: Any) -> tuple[tuple[Choice, ...], tuple[tuple[float, ...], .
     if not isinstance(choices, list) or not choices:
         raise MalformedReply("the reply holds no choices")
     for choice in choices:
-        if not isinstance(choice, Mapping):
+        if type(choice) is not dict and not isinstance(choice, Mapping):
             raise MalformedReply("a choice of the reply is not an object")
     try:
         if len(choices) > 1:

@@ -48,7 +48,8 @@ class Form:
         self._example, self._text = example, text
         self._key = self._pieces(canonical(example.key_source()))
         self._messages = self._pieces(canonical(example.key_source()["messages"]))
-        self._bodies: dict[tuple[Any, ...], _Pieces] = {}
+        self._options: dict[str, Any] = {}
+        self._body = self._pieces(example.body())
 
     def _pieces(self, written: bytes) -> _Pieces:
         return _Pieces(written, self._text, self._example.seed)
@@ -63,10 +64,9 @@ class Form:
 
     def body_pieces(self, options: dict[str, Any]) -> _Pieces:
         """Return what the body is put together from."""
-        chosen = tuple(options.values())
-        if chosen not in self._bodies:
-            self._bodies[chosen] = self._pieces(self._example.body(**options))
-        return self._bodies[chosen]
+        if options != self._options:  # as all requests of an engine have them
+            self._body, self._options = self._pieces(self._example.body(**options)), options
+        return self._body
 
 
 class Filled:
@@ -122,7 +122,6 @@ def form_of(make: Callable[[str], Request]) -> Form | None:
         request = replace(request, seed=seed)
     try:
         form = Form(request, text)
-        form.body_pieces({})
     except ValueError:
         return None
     return form

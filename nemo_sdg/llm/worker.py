@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -152,14 +152,14 @@ class EngineHandle:
         self._check()
         return session
 
-    def record_row(self, task: str, reason: str | None) -> None:
-        """Count a row that ended; see `limits.FailureGuard`.
+    def record_rows(self, task: str, reasons: Sequence[str | None]) -> None:
+        """Count rows that ended; see `limits.FailureGuard`.
 
         Raises:
-            TooManyFailures: this row was one too many.
+            TooManyFailures: one of these rows was one too many.
         """
         with self._changed:
-            self.guard.record(task, reason)
+            self.guard.record_all(task, reasons)
 
     def leave(self) -> None:
         """Ask the engine to start nothing more and to file what is under way."""

@@ -16,9 +16,10 @@ from functools import cached_property, singledispatchmethod
 from typing import Any
 
 from nemo_sdg.data.backend import from_values, is_list, to_values
+from nemo_sdg.data.columns import with_columns, without_columns
 from nemo_sdg.errors import ConfigurationError, NemoSdgError, PoisonousRow
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.stages.base import JOINED_FIELD, Record, Sequential, Stage, with_columns
+from nemo_sdg.stages.base import JOINED_FIELD, Record, Sequential, Stage
 from nemo_sdg.stages.generate import Generate
 from nemo_sdg.stages.known import NOTHING_KNOWN, Known
 from nemo_sdg.stages.reshape import (
@@ -329,7 +330,8 @@ class Chain:
         """Leave dead letters out."""
         errors = frame[f"{self.task.output}_error"]
         if not is_list(errors):
-            return frame[errors.isna()]
+            alive = errors.isna()
+            return frame if bool(alive.all()) else frame[alive]
         # Several samples a row: it lives as long as one of them does.
         alive = [any(code is None for code in codes) for codes in to_values(errors)]
         return frame[from_values(alive, like=frame, dtype="bool")]
@@ -339,8 +341,7 @@ class Chain:
         extra = [f"{self.task.output}_items"]
         if self.shape == "rows":
             extra += [self._count_field, f"{self.task.output}_ratio"]  # of the text, not of a row
-        gone = [name for name in extra if name in frame.columns]
-        return frame.drop(columns=gone).reset_index(drop=True)
+        return without_columns(frame, extra).reset_index(drop=True)
 
     def _measured(self, kept: Any) -> Any:
         """Add `<output>_ratio`, tokens of the output for each token of its segment (float64)."""

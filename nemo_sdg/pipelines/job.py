@@ -123,7 +123,9 @@ def plan_job(
         dataset.check_text(recipe.text_field)
         check_columns(reading, dataset.df._meta, quality_field=recipe.quality_field)
         frames = dataset.df.to_delayed()
-        readers = (dataset.readers() if len(reading) == 1 else None) or [None] * len(frames)
+        readers: Sequence[Callable[[], Any] | None] = [None] * len(frames)
+        if len(reading) == 1:
+            readers = dataset.readers() or readers
         cut = f"{decided}-{block_bytes}-{len(frames)}"
         parts += [
             Part(

@@ -211,11 +211,3 @@ def require_columns(frame: Any, names: Iterable[str], *, stage: str) -> None:
                 f"{stage} needs a column {name!r}; there are {', '.join(there) or 'none'}. "
                 "Name the right one (text_field, id_field, or the prompt's placeholder)."
             )
-
-
-def with_columns(frame: Any, columns: Mapping[str, Any]) -> Any:
-    """Return the frame with columns added or replaced; the caller's frame is not changed."""
-    changed = frame.copy(deep=False)
-    for name, column in columns.items():
-        changed[name] = column
-    return changed

@@ -70,6 +70,16 @@ def fitted_sample(value: Any, columns: Mapping[str, str], output: str) -> Any:
         return error
 
 
+def plain_check(columns: Mapping[str, str]) -> Callable[[Any], bool]:
+    """Return a quick look that tells of most values that they fit as they are."""
+    kinds = list(columns.values())
+    return _PLAIN[kinds[0]] if len(kinds) == 1 else _never
+
+
+def _never(value: Any) -> bool:
+    return False
+
+
 def _one(value: Any, column: str, dtype: str) -> Any:
     """Return the value as its column takes it; NaN is None, as Arrow has it."""
     if value is None or _PLAIN[dtype](value):

@@ -32,7 +32,7 @@ from nemo_sdg.stages.base import (
     Stage,
     require_columns,
 )
-from nemo_sdg.stages.fit import fitted_sample
+from nemo_sdg.stages.fit import fitted_sample, plain_check
 from nemo_sdg.stages.known import NOTHING_KNOWN, Known, KnownFailure, Place
 from nemo_sdg.stages.merge import Row, merged, samples_of
 from nemo_sdg.stages.one_question import OneQuestion, form_of_task
@@ -57,9 +57,10 @@ class NoInput(RowError):
     code = "no_input"
 
 
-class _Asked(NamedTuple):
+class _Answered(NamedTuple):
     row: int
     request: Request | Filled
+    reply: Reply
 
 
 @dataclass(frozen=True)
@@ -270,31 +271,30 @@ class Generate(Stage):
         guard: Guard,
         *,
         warns: bool,
-    ) -> list[tuple[_Asked, Reply]]:
+    ) -> list[_Answered]:
         """Carry requests and answers between flows and engine until all rows have ended."""
         engine = guard.engine
         still_wanted = cancellation()
-        answered: list[tuple[_Asked, Reply]] = []
+        answered: list[_Answered] = []
         self._collect(crowd, rows, guard)
         if not first:
             return answered
         engine.admit(len(first), still_wanted)
         with thread_given_back(), engine.session(self.task.name) as session:
-            on_way: dict[int, _Asked] = {}
+            on_way: dict[int, Request | Filled] = {}
             due = first
             while True:
-                for token, request in due:
-                    on_way[token] = _Asked(crowd.row_of(token), request)
+                on_way.update(due)
                 session.submit(due)
                 if not on_way:
                     return answered
                 due = []
                 for token, answer in session.wait(timeout_s=0.5):
-                    asked = on_way.pop(token)
-                    rows[asked.row].attempts += 1
-                    if isinstance(answer, Reply):
-                        answered.append((asked, answer))
-                    due.extend(crowd.deliver(token, answer))
+                    request, row = on_way.pop(token), crowd.row_of(token)
+                    rows[row].attempts += 1
+                    if type(answer) is Reply:
+                        answered.append(_Answered(row, request, answer))
+                    due += crowd.deliver(token, answer)
                 self._collect(crowd, rows, guard)
                 if warns and isinstance(engine, EngineHandle):  # a run tells by its own means
                     warn_of_outage(engine)
@@ -302,18 +302,22 @@ class Generate(Stage):
                     raise Interrupted("the task was cancelled")
 
     def _collect(self, crowd: Crowd, rows: list[Row], guard: Guard) -> None:
+        many, fits = self.num_samples > 1, plain_check(self.task.columns)
+        ended = []
         for number, value, reply in crowd.ended():
             row = rows[number]
             if reply is not None:
-                row.call = list(reply.keys) if self.num_samples > 1 else reply.keys[0]
-            value = self._fitted(value)
+                row.call = list(reply.keys) if many else reply.keys[0]
+            value = value if not many and fits(value) else self._fitted(value)
             if isinstance(value, RowError):
                 row.error = value
                 if reply is not None:
                     row.raw = "\n".join(choice.text for choice in reply.choices)
             else:
                 row.value = value
-            guard.record(row.error)
+            ended.append(row.error)
+        if ended:
+            guard.record(ended)
 
     def _fitted(self, value: Any) -> Any:
         """Return what a flow ended with as the columns take it, or the reason why they do not."""
@@ -347,7 +351,7 @@ class Generate(Stage):
         self,
         places: list[Place],
         rows: list[Row],
-        asked: list[tuple[_Asked, Reply]],
+        answered: list[_Answered],
         record: Record,
     ) -> None:
         for (row_id, segment), row in zip(places, rows, strict=True):
@@ -365,21 +369,23 @@ class Generate(Stage):
                 )
                 record.counts[f"dead.{row.error.code}"] += 1
         servers = {each.url: each for each in self.config().endpoints}
-        for one, reply in asked:
-            row, again = rows[one.row], record.known.again.get(places[one.row])
-            server = servers.get(reply.endpoint, self.endpoint)
-            record.provenance.extend(
-                provenance_of(
-                    places[one.row],
-                    self.task.name,
-                    one.request,
-                    reply,
-                    cost=(server if again is None else again).cost(reply.usage),
-                    outcome=outcome_of(self.task, row.error, row.call, reply),
-                )
+        task, known = self.task, record.known.again
+        for number, request, reply in answered:
+            row, place = rows[number], places[number]
+            again = known.get(place) if known else None
+            prices = servers.get(reply.endpoint, self.endpoint) if again is None else again
+            record.provenance += provenance_of(
+                place,
+                task.name,
+                request,
+                reply,
+                cost=prices.cost(reply.usage),
+                outcome=outcome_of(task, row.error, row.call, reply),
             )
-        counts, replies = record.counts, [reply for _, reply in asked]
-        counts["requests"] += len(replies)
-        counts["from_ledger"] += sum([reply.was_filed for reply in replies])
-        for name in ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens"):
-            counts[name] += sum([getattr(reply.usage, name) for reply in replies])
+        counts, usages = record.counts, [reply.usage for _, _, reply in answered]
+        counts["requests"] += len(answered)
+        counts["from_ledger"] += sum([reply.was_filed for _, _, reply in answered])
+        counts["input_tokens"] += sum([usage.input_tokens for usage in usages])
+        counts["output_tokens"] += sum([usage.output_tokens for usage in usages])
+        counts["reasoning_tokens"] += sum([usage.reasoning_tokens for usage in usages])
+        counts["cached_tokens"] += sum([usage.cached_tokens for usage in usages])

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_sdg.data.backend import Dtype, from_values
+from nemo_sdg.data.columns import with_columns
 from nemo_sdg.errors import RowError
-from nemo_sdg.stages.base import with_columns
 from nemo_sdg.stages.fit import COLUMN_DTYPES
 from nemo_sdg.tasks.task import FlowTask, Task
 

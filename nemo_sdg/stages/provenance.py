@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 from nemo_sdg.errors import RowError
@@ -24,7 +24,8 @@ def outcome_of(task: Task | FlowTask, error: RowError | None, call: Any, reply: 
     if error is not None:
         return f"dead.{error.code}"
     if isinstance(task, Task) and not task.halvings:
-        is_kept = reply.keys[0] in (call if isinstance(call, list) else [call])
+        key = reply.keys[0]
+        is_kept = key in call if isinstance(call, list) else key == call
     else:  # several answers make the value; which of them do is the flow's affair
         is_kept = not reply.choices or any(isinstance(text, str) for text in reply.samples())
     return KEPT if is_kept else ASKED_AGAIN
@@ -38,12 +39,11 @@ def provenance_of(
     *,
     cost: float | None,
     outcome: str,
-) -> Iterator[dict[str, Any]]:
-    """Yield one row a sample; tokens and cost stand with the first."""
-    usage, first = reply.usage, True
-    # Some servers send more choices than were asked for: the others have no key.
-    for key, choice in zip(reply.keys, reply.choices, strict=False):
-        yield {
+) -> list[dict[str, Any]]:
+    """Return one row a sample; tokens and cost stand with the first."""
+    usage = reply.usage
+    rows = [
+        {
             "call": key,
             "id": place[0],
             "segment_id": place[1],
@@ -53,16 +53,30 @@ def provenance_of(
             "prompt_hash": request.prompt_hash(),
             "sampling_hash": request.sampling.fingerprint(),
             "seed": request.seed,
-            "input_tokens": usage.input_tokens if first else 0,
-            "output_tokens": usage.output_tokens if first else 0,
-            "reasoning_tokens": usage.reasoning_tokens if first else 0,
-            "cached_tokens": usage.cached_tokens if first else 0,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "cached_tokens": usage.cached_tokens,
             "finish_reason": choice.finish_reason,
             "endpoint": reply.endpoint,
             "attempts": reply.attempts,
             "latency_s": reply.latency_s,
             "was_filed": reply.was_filed,
-            "cost": cost if first else 0,
+            "cost": cost,
             "outcome": outcome,
         }
-        first = False
+        # Some servers send more choices than were asked for: the others have no key.
+        for key, choice in zip(reply.keys, reply.choices, strict=False)
+    ]
+    for row in rows[1:]:
+        row.update(_PAID_WITH_THE_FIRST)
+    return rows
+
+
+_PAID_WITH_THE_FIRST: Mapping[str, Any] = {
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "reasoning_tokens": 0,
+    "cached_tokens": 0,
+    "cost": 0,
+}

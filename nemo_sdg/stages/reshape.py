@@ -14,6 +14,7 @@ from nemo_sdg.data.backend import (
     nest_lists,
     to_values,
 )
+from nemo_sdg.data.columns import with_columns, without_columns
 from nemo_sdg.llm.request import derive_seed
 from nemo_sdg.stages.base import (
     JOINED_FIELD,
@@ -21,7 +22,6 @@ from nemo_sdg.stages.base import (
     Record,
     Stage,
     require_columns,
-    with_columns,
 )
 from nemo_sdg.tasks.task import Rows
 from nemo_sdg.text.segment import Missing, join_segments, split_pack
@@ -57,16 +57,23 @@ class Segment(Stage):
             max_tokens=self.max_tokens,
             separator=self.separator,
         )
-        # Without its text: a long document would be copied once for every segment of its own.
-        bare = with_columns(frame, {self.text_field: frame[self.text_field].str.slice(0, 0)})
-        rows = bare.take(made.parent).reset_index(drop=True)
         numbers = {
             SEGMENT_FIELD: made.index,
             NUM_SEGMENTS_FIELD: made.count,
             TOKENS_FIELD: made.tokens,
             CONTINUES_FIELD: made.continues,
         }
+        rows = self._rows(frame, made.parent)
         return with_columns(rows, {self.text_field: made.text, **numbers})
+
+    def _rows(self, frame: Any, parent: Any) -> Any:
+        """Return the row of each segment's document; its text is of no meaning."""
+        own = array_module(parent).arange(len(frame))
+        if len(parent) == len(frame) and bool((parent == own).all()):
+            return frame.reset_index(drop=True)  # as most often: no document is long, or empty
+        # Without its text: a long document would be copied once for every segment of its own.
+        bare = with_columns(frame, {self.text_field: frame[self.text_field].str.slice(0, 0)})
+        return bare.take(parent).reset_index(drop=True)
 
     def meta(self, frame: Any) -> Any:
         """Return the empty frame with the new columns."""
@@ -130,7 +137,7 @@ class Join(Stage):
         first = frame.take(made.first).reset_index(drop=True)
         gone = [SEGMENT_FIELD, TOKENS_FIELD, CONTINUES_FIELD, f"{self.output}_error"]
         joined = with_columns(
-            first.drop(columns=[name for name in gone if name in first.columns]),
+            without_columns(first, gone),
             {
                 self.text_field: source.text,
                 self.output: made.text,
@@ -286,8 +293,7 @@ class Explode(Stage):
         xp = array_module(counts)
         parent = xp.repeat(xp.arange(len(counts)), counts.tolist())
         begins = xp.cumsum(counts) - counts
-        gone = [name for name in (self.output, items) if name in frame.columns]
-        long = frame.drop(columns=gone).take(parent).reset_index(drop=True)
+        long = without_columns(frame, (self.output, items)).take(parent).reset_index(drop=True)
         read = [self.rows.read(element) for element in to_values(elements)]
         new: dict[str, Any] = {"item_id": xp.arange(len(parent)) - begins[parent]}
         for place, (name, dtype) in enumerate(self.rows.columns.items()):

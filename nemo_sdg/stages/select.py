@@ -14,7 +14,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from nemo_sdg.data.backend import flatten_lists, from_values, is_list, nest_lists, to_values
-from nemo_sdg.stages.base import Record, Stage, require_columns, with_columns
+from nemo_sdg.data.columns import with_columns
+from nemo_sdg.stages.base import Record, Stage, require_columns
 from nemo_sdg.text.filters import ColumnFilter
 from nemo_sdg.text.tokens import Tokenizer
 
@@ -66,7 +67,9 @@ class _Selecting(Stage):
     def apply(self, frame: Any, record: Record | None = None) -> Any:
         """Return the rows that stay; those that go are noted in the record."""
         frame, scores, good = self.select(frame)
-        if record is not None and len(frame) and not bool(good.all()):
+        if bool(good.all()):
+            return frame.copy(deep=False)  # as nearly always; it takes a tenth of the other's time
+        if record is not None:
             bad = frame[~good]
             record.drop(bad, filter=self.name, scores=scores[~good], texts=self._texts(bad))
         return frame[good]

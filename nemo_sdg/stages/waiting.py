@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -111,12 +111,14 @@ class Guard:
     def __init__(self, task: Task | FlowTask, engine: EngineHandle | Archive) -> None:
         self.task, self.engine = task, engine
 
-    def record(self, error: RowError | None) -> None:
-        """Count a row that ended.
+    def record(self, errors: Sequence[RowError | None]) -> None:
+        """Count rows that ended.
 
         Raises:
-            TooManyFailures: this row was one too many.
+            TooManyFailures: one of these rows was one too many.
         """
         ordinary = self.task.ordinary if isinstance(self.task, Task) else frozenset()
-        code = None if error is None or error.code in ordinary else error.code
-        self.engine.record_row(self.task.name, code)
+        codes = [
+            None if error is None or error.code in ordinary else error.code for error in errors
+        ]
+        self.engine.record_rows(self.task.name, codes)

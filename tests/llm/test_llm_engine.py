@@ -777,13 +777,13 @@ def test_failures_of_an_earlier_computation_do_not_count() -> None:
     with ScriptedEndpoint(**ECHO) as server, engine(server.url) as handle:
         with handle.session(), pytest.raises(TooManyFailures):
             for _ in range(50):
-                handle.record_row("task", "prefix_missing")
+                handle.record_rows("task", ["prefix_missing"])
         with handle.session():  # the prompt has been mended
             for number in range(100):
-                handle.record_row("task", "prefix_missing" if number % 10 == 0 else None)
+                handle.record_rows("task", ["prefix_missing" if number % 10 == 0 else None])
         with handle.session(), pytest.raises(TooManyFailures):
             for _ in range(50):  # and the next partition adds to that
-                handle.record_row("task", "prefix_missing")
+                handle.record_rows("task", ["prefix_missing"])
         assert handle.guard.num_failures == 50 + 10 + 13
 
 

@@ -70,9 +70,7 @@ def test_every_document_is_in_one_part_of_each_task(source: Path) -> None:
     [{}, {"tasks": ["multilingual_qa"], "num_samples": 40, "input": []}],
     ids=["documents", "planned"],
 )
-def test_a_part_that_shares_no_rows_reads_them_itself(
-    source: Path, fields: dict[str, Any]
-) -> None:
+def test_a_part_that_shares_no_rows_reads_them_itself(source: Path, fields: dict[str, Any]) -> None:
     job = plan(rig.recipe_for(NOWHERE, source, **({"partition_size": "2KB"} | fields)))
     assert len(job.parts) > 3
     for part in job.parts:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+from nemo_sdg.data.columns import with_columns
 from nemo_sdg.data.dataset import DocumentDataset
 from nemo_sdg.stages.base import (
     DEAD_COLUMNS,
@@ -20,7 +21,6 @@ from nemo_sdg.stages.base import (
     Sequential,
     Stage,
     table,
-    with_columns,
 )
 
 

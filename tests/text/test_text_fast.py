@@ -77,9 +77,10 @@ def reference():
     return ExactEngine(train(SPLITS["llama3"]))
 
 
-@pytest.fixture
-def engine(reference):
+@pytest.fixture(params=[0, 500], ids=["by column", "one by one"])
+def engine(reference, request, monkeypatch):
     pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
+    monkeypatch.setattr(fast, "_FEW_TEXTS", request.param)
     return FastEngine(reference, reference.tokenizer.to_str())
 
 
@@ -302,7 +303,7 @@ def test_a_failing_start_comes_from_the_reference(engine, reference):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), MemoryError()])
 def test_an_interrupt_is_no_failure_of_the_library(engine, error):
     class Stopped:
-        encode = raises(error)
+        encode = encode_batch = raises(error)
 
     engine._backend = Stopped()
     assert not is_failure(error)
@@ -415,8 +416,10 @@ def in_context(code):
 YOUNG = [0x0C5C, 0xA7CE, 0x10940, 0x11DE0, 0x187F8, 0x18D15, 0x1E6C0, 0x2B73A, 0x323B0, 0x33479]
 
 
+@pytest.mark.parametrize("few", [0, 500])
 @pytest.mark.parametrize("form", [list, pa.array])
-def test_characters_on_which_the_tables_differ_go_to_the_reference(form):
+def test_characters_on_which_the_tables_differ_go_to_the_reference(form, few, monkeypatch):
+    monkeypatch.setattr(fast, "_FEW_TEXTS", few)
     pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
     tokenizer = byte_pairs(SPLITS["tekken"])
     engine = FastEngine(ExactEngine(tokenizer), tokenizer.to_str())

@@ -1,0 +1,36 @@
+"""Columns added to a frame and taken from it, all at once.
+
+Setting ten columns of a pandas frame one after the other takes longer than all the work on a small
+partition; a frame that is made anew out of columns takes a seventh of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pandas as pd
+
+from nemo_sdg.data.backend import is_cudf
+
+
+def with_columns(frame: Any, columns: Mapping[str, Any]) -> Any:
+    """Return the frame with columns added or replaced; the caller's frame is not changed.
+
+    Args:
+        frame: pandas or cuDF.
+        columns: name -> column or array, with a row for each of the frame's. Columns with another
+            index are aligned with the frame's.
+    """
+    if is_cudf(frame):
+        changed = frame.copy(deep=False)
+        for name, column in columns.items():
+            changed[name] = column
+        return changed
+    return pd.DataFrame(dict(frame.items()) | dict(columns), index=frame.index, copy=False)
+
+
+def without_columns(frame: Any, names: Collection[str]) -> Any:
+    """Return the frame without those of these columns that it has."""
+    kept = [name for name in frame.columns if name not in names]
+    return frame if len(kept) == len(frame.columns) else frame[kept]
