@@ -33,12 +33,13 @@ docs: $(STAMP)
 	@$(BIN)/python ci/docs.py
 
 bench: $(STAMP)
-	@for script in $(filter-out benchmarks/text_chain.py benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/text_chain.py benchmarks/end_to_end.py benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script $(if $(QUICK),--quick); done
 	@$(MAKE) --no-print-directory bench-text
 
 bench-text: $(STAMP)
 	@$(BIN)/python benchmarks/text_chain.py $(if $(QUICK),--quick)
+	@$(BIN)/python benchmarks/end_to_end.py $(if $(QUICK),--quick)
 
 bench-gpu: $(STAMP)
 	@PYTHON=$(BIN)/python benchmarks/gpu_lease.sh

@@ -67,9 +67,14 @@ class CpuWatch:
         before, after = self._at(first), self._at(last)
         return {kind: round(after[kind] - before.get(kind, 0.0), 3) for kind in after}
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first moment and the last."""
+        return self._readings[0][0], self._readings[-1][0]
+
     def whole(self) -> dict[str, float]:
         """Return the seconds of each kind of process while it was watched."""
-        return self.between(self._readings[0][0], self._readings[-1][0])
+        return self.between(*self.span)
 
     @property
     def most_bytes(self) -> dict[str, int]:
