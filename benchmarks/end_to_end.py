@@ -6,9 +6,9 @@ The five tasks of Nemotron-CC over English documents of the installed system (`r
 answers made beforehand out of their segments (`rig/answers.py`) by a server that answers at once
 (`rig/raw_server.py`): routing off, ledger, provenance and accounting on. One line: rows, requests
 and segments for each second from the first request to the last, and the share of each step in the
-processor time of the run, once all is imported. The steps of a worker are timed in its task threads,
-each without those inside it (`rig/steps.py`); "client" is the HTTP engine, and what a worker spends
-to hand requests over and to take answers.
+processor time of the run, once all is imported. The steps of a worker are timed in its task
+threads, each without those inside it (`rig/steps.py`); "client" is the HTTP engine, and what a
+worker spends to hand requests over and to take answers.
 """
 
 from __future__ import annotations

@@ -113,6 +113,31 @@ def test_a_look_ahead_is_found() -> None:
     assert not breaches("stages/base.py", bad)
 
 
+def rows_one_by_one(tree: ast.AST) -> list[int]:
+    """Lines in which a data frame is walked through row by row."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and (
+            node.func.attr in {"iterrows", "itertuples", "applymap"}
+            or (node.func.attr == "apply" and any(word.arg == "axis" for word in node.keywords))
+        )
+    ]
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("module", MODULES)
+def test_no_frame_is_walked_through_row_by_row(module: str) -> None:
+    assert rows_one_by_one(tree_of(module)) == []
+
+
+def test_a_walk_through_rows_is_found() -> None:
+    bad = ast.parse("for _, row in frame.iterrows():\n    frame.apply(ask, axis=1)\n")
+    assert rows_one_by_one(bad) == [1, 2]
+
+
 def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
     """Depth first: every way that comes back to a module on the way."""
     found: list[list[str]] = []

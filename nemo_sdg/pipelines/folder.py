@@ -15,7 +15,6 @@ Folders are 0700, files 0600. `owner.json` keeps a second run out (`nemo_sdg.pip
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,8 @@ TABLES: Mapping[str, Mapping[str, Dtype]] = {
     "dead_letters": DEAD_COLUMNS,
     "provenance": PROVENANCE_COLUMNS,
 }
+
+_WRITTEN = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any, *, sync: Sync = "place") -> None:
         """Write a file aside and rename it into its place; see `data.parts.write_file`."""
-        data = json.dumps(value, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
+        data = orjson.dumps(value, default=str, option=_WRITTEN)
         write_file(self.path / name, lambda stream: stream.write(data), sync=sync)
 
     def read_json(self, name: str) -> Any:

@@ -732,6 +732,7 @@ def test_what_is_no_endpoint_is_refused() -> None:
 
 
 @pytest.mark.row("M16")
+@pytest.mark.fault(60)
 def test_importing_the_clients_does_not_import_openai() -> None:
     code = "import sys, nemo_sdg.llm.client; assert 'openai' not in sys.modules, 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)

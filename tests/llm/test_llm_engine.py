@@ -124,9 +124,12 @@ def test_ten_partitions_share_one_pool() -> None:
 
 @pytest.mark.row("F2")
 @pytest.mark.fault(9)
+@pytest.mark.fault(20)
+@pytest.mark.fault(60)
 def test_fields_of_sampling_and_extra_body_arrive() -> None:
     extra = {"chat_template_kwargs": {"enable_thinking": False}}
-    request = ask("x", top_k=5, stop=("a", "b"), extra_body=extra)
+    asked = ask("x", temperature=0.5, top_k=5, stop=("a", "b"), n=2, extra_body=extra)
+    request = asked.stamped(model="", seed=11)
 
     def check(send: Callable[[str], None]) -> None:
         with ScriptedEndpoint(**ECHO) as server:
@@ -135,6 +138,7 @@ def test_fields_of_sampling_and_extra_body_arrive() -> None:
         assert sent.body is not None
         assert sent.body.get("top_k") == 5
         assert sent.body["stop"] == ["a", "b"]
+        assert (sent.body.get("n"), sent.body.get("seed")) == (2, 11)
         assert sent.body["chat_template_kwargs"] == {"enable_thinking": False}
 
     def ours(url: str) -> None:
@@ -156,6 +160,7 @@ def test_fields_of_sampling_and_extra_body_arrive() -> None:
 
 
 @pytest.mark.row("F2")
+@pytest.mark.fault(19)
 def test_equal_requests_at_temperature_0_are_one_request() -> None:
     with (
         ScriptedEndpoint(**ECHO, latency=fixed(0.05)) as server,
@@ -173,6 +178,7 @@ def test_equal_requests_at_temperature_0_are_one_request() -> None:
             check([ask(text, temperature=0.5, seed=i) for i, text in enumerate(asked)])
 
 
+@pytest.mark.fault(19)
 def test_what_was_filed_is_never_asked_again(tmp_path: Path) -> None:
     requests = [ask(f"text {i}") for i in range(30)]
     with ScriptedEndpoint(**ECHO) as server:
@@ -279,6 +285,7 @@ def test_streaming_changes_nothing() -> None:
 
 
 @pytest.mark.row("F1")
+@pytest.mark.fault(58)
 @pytest.mark.parametrize("concurrency", [1, 7])
 def test_never_more_in_flight_than_allowed(concurrency: int) -> None:
     with (
@@ -394,6 +401,7 @@ def test_a_request_of_two_sessions_outlives_one_of_them() -> None:
 
 
 @pytest.mark.row("A3")
+@pytest.mark.fault(18)
 def test_admission_counts_requests() -> None:
     fault = Fault(kind="hang", pattern="hang")
     with (
@@ -515,6 +523,7 @@ def test_every_fault_ends_in_the_right_answer_or_in_its_reason(stream: bool) -> 
 
 
 @pytest.mark.row("F1")
+@pytest.mark.fault(60)
 def test_tries_are_counted_in_one_place() -> None:
     faults = [
         Fault(kind="error_503", times=2, pattern="^twice"),

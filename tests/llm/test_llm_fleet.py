@@ -96,6 +96,7 @@ def test_requests_are_dealt_out_by_weight_and_each_once() -> None:
             collect(session, 20)
 
 
+@pytest.mark.row("L4")
 @pytest.mark.row("T-FALLBACK")
 def test_a_dead_replica_costs_no_row_and_hardly_a_request() -> None:
     with ScriptedEndpoint(default="echo", latency=fixed(0.005)) as alive:
@@ -109,6 +110,7 @@ def test_a_dead_replica_costs_no_row_and_hardly_a_request() -> None:
             assert texts(answers(handle, [ask("once more")])) == ["once more"]
 
 
+@pytest.mark.row("L4")
 @pytest.mark.row("T-FALLBACK")
 def test_a_replica_that_comes_back_is_used_again() -> None:
     port = free_port()
@@ -127,6 +129,7 @@ def test_a_replica_that_comes_back_is_used_again() -> None:
                 assert len(back.log) >= 50
 
 
+@pytest.mark.row("L4")
 @pytest.mark.row("T-FALLBACK")
 def test_the_fallback_answers_while_the_others_are_away_and_is_filed_under_their_key(
     tmp_path: Path,
@@ -149,6 +152,7 @@ def test_the_fallback_answers_while_the_others_are_away_and_is_filed_under_their
         ledger.close()
 
 
+@pytest.mark.row("L4")
 @pytest.mark.row("T-FALLBACK")
 def test_a_row_that_fails_everywhere_else_is_asked_of_the_fallback_once_and_marked_after_that() -> (
     None
@@ -256,6 +260,7 @@ def test_what_cannot_go_together_is_told_before_anything_is_asked() -> None:
 
 
 @pytest.mark.row("F1")
+@pytest.mark.fault(6)
 @pytest.mark.cluster
 def test_four_workers_keep_to_one_limit_and_use_all_of_it(tmp_path: Path) -> None:
     from distributed import Client, LocalCluster

@@ -350,6 +350,7 @@ def test_an_end_that_was_asked_for_is_clean_and_soon(ended: dict[str, Ended], ho
     assert was.seconds < 10, "about 2 on an idle machine"
 
 
+@pytest.mark.row("J3")
 @pytest.mark.slow
 def test_kill_9_at_30_and_at_70_percent(
     server: Any, source: Path, undisturbed: Path, tmp_path: Path
@@ -385,6 +386,7 @@ def kill_an_engine(client: Any) -> None:
     os.kill(pids[0], signal.SIGKILL)
 
 
+@pytest.mark.row("I3")
 @pytest.mark.parametrize("kill", [kill_a_worker, kill_an_engine])
 def test_a_run_outlives_the_death_of_a_process(
     client: Any, server: Any, source: Path, undisturbed: Path, tmp_path: Path, kill: Any

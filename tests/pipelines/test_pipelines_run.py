@@ -108,6 +108,7 @@ def test_the_funnel_of_a_whole_run_adds_up(whole: Whole) -> None:
 
 
 @pytest.mark.row("M12")
+@pytest.mark.fault(19)
 def test_the_report_says_what_was_run_and_what_it_cost(whole: Whole) -> None:
     report = rig.report(whole.folder)
     assert report["status"] == "complete" and report["exit_code"] == whole.result.exit_code == 0

@@ -152,6 +152,7 @@ def test_the_columns_are_what_meta_says(server: Any, log: Any, shape: str) -> No
     assert good[output].notna().all()
 
 
+@pytest.mark.fault(56)
 def test_empty_partitions_have_the_columns_and_ask_nothing(server: Any, log: Any) -> None:
     frame = texts(6)
     ddf = parted(frame, parts=3)
@@ -465,6 +466,7 @@ def test_a_sample_that_does_not_fit_is_a_gap_in_the_list(scripted: Callable[...,
 
 
 @pytest.mark.fault(2)
+@pytest.mark.fault(56)
 @pytest.mark.parametrize(("kind", "code"), BROKEN)
 def test_a_bad_row_has_its_reason_and_harms_no_neighbour(server: Any, kind: str, code: str) -> None:
     frame = texts(6)
@@ -727,6 +729,29 @@ def test_what_was_paid_is_not_asked_again(server: Any, log: Any, tmp_path: Path)
     more = stage(server, **options)(texts(12))
     assert len(log.entries) == 12
     assert_frame_equal(more.iloc[:10], first)
+
+
+@pytest.mark.row("J2")
+def test_filters_around_a_stage_are_one_graph_and_each_row_is_asked_once(
+    server: Any, log: Any, tmp_path: Path
+) -> None:
+    dataset = DocumentDataset.from_pandas(texts(12), npartitions=3)
+    chain = Sequential(
+        [
+            ScoreFilter(Length(min_characters=8), text_field="text"),  # "Text 10." and "Text 11."
+            stage(server, ledger=str(tmp_path / "ledger")),
+            ScoreFilter(Length(min_characters=1), text_field="answer"),
+            ScoreFilter(Length(max_characters=10**6), text_field="answer"),
+        ]
+    )
+    lazy = chain(dataset)
+    assert not log.entries
+    with dask.config.set(scheduler="threads"):
+        first = lazy.to_parquet(tmp_path / "parquet")
+        second = lazy.to_json(tmp_path / "json")
+    assert first["rows"] == second["rows"] == len(log.entries) == 2
+    asked = [entry.body["messages"][-1]["content"] for entry in log.entries]
+    assert sorted(text.rpartition("\n")[2] for text in asked) == ["Text 10.", "Text 11."]
 
 
 @pytest.mark.row("J2")

@@ -61,6 +61,7 @@ def asked() -> Iterator[Callable[..., Any]]:
         yield ask
 
 
+@pytest.mark.row("L4")
 @pytest.mark.row("T-FALLBACK")
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_model_is_shown_what_is_wrong_with_its_answer(asked: Any, temperature: float) -> None:
@@ -80,6 +81,7 @@ def test_no_repair_unless_asked_for_and_none_of_what_is_no_text(asked: Any) -> N
         asked(task(repair=REPAIR, sampling=Sampling(temperature=0.7)), "refuse")
 
 
+@pytest.mark.row("L4")
 @pytest.mark.row("T-FALLBACK")
 def test_a_text_that_is_too_long_for_the_model_is_asked_about_in_pieces(asked: Any) -> None:
     text = "\n".join(f"This is sentence number {i}, and it is not a short one." for i in range(30))
