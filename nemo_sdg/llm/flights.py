@@ -27,8 +27,7 @@ class Sent:
 
     Attributes:
         twin: the other one of a request and its copy, while both are in flight; see `hedge`.
-        is_copy: it is the copy.
-        was_hedged: it has, or had, a copy, or is one.
+        is_copy: False: it has, or had, a copy; True: it is one; None: neither.
     """
 
     item: Item
@@ -40,8 +39,7 @@ class Sent:
     usage: Usage = NO_USAGE
     first_token_s: float | None = None
     twin: Sent | None = None
-    is_copy: bool = False
-    was_hedged: bool = False
+    is_copy: bool | None = None
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -79,38 +77,36 @@ class Flights:
     def __iter__(self) -> Iterator[Sent]:
         return iter(list(self._sent))
 
-    def send(self, item: Item, replica: Replica, now: float) -> None:
+    def send(self, item: Item, replica: Replica, now: float) -> Sent:
         """Send a request."""
         item.tries += 1
-        self._send(item, replica, now)
-
-    def hedge(self, sent: Sent, replica: Replica, now: float) -> None:
-        """Send a copy of a request that is in flight. Together they are one try."""
-        copy = self._send(sent.item, replica, now)
-        sent.twin, copy.twin = copy, sent
-        sent.was_hedged = copy.was_hedged = copy.is_copy = True
-
-    def overtake(self, sent: Sent, usage: Usage) -> None:
-        """Give up the one of two whose twin was answered; `usage`: what it may have cost."""
-        sent.code, sent.usage = OVERTAKEN, usage
-        self.cancel(sent)
-
-    def _send(self, item: Item, replica: Replica, now: float) -> Sent:
         item.sent += 1
         flight = replica.started(now, len(item.body), item.output_tokens)
         sent = Sent(item, replica, flight)
         self._sent.add(sent)
         try:
-            early, rule = None, item.stop_when
-            if rule is not None:
-                size = len(item.body)
-                early = replica.early(rule, num_samples=len(item.keys), size=size)
-            asked = replica.body(item.body, is_streamed=rule is not None)
+            if item.stop_when is None:
+                early, asked = None, replica.body(item.body)
+            else:
+                early = replica.early(item.stop_when, len(item.keys), len(item.body))
+                asked = replica.body(item.body, is_streamed=True)
             done = partial(self._ended, sent)
             sent.asking = replica.transport.ask(item.kind, asked, done, early)
         except Exception as error:  # noqa: BLE001 - no row must wait for what was never sent
             self._ends.has_defect(error)
         return sent
+
+    def hedge(self, sent: Sent, replica: Replica, now: float) -> None:
+        """Send a copy of a request that is in flight. Together they are one try."""
+        copy = self.send(sent.item, replica, now)
+        copy.item.tries -= 1
+        sent.twin, copy.twin = copy, sent
+        sent.is_copy, copy.is_copy = False, True
+
+    def overtake(self, sent: Sent, usage: Usage) -> None:
+        """Give up the one of two whose twin was answered; `usage`: what it may have cost."""
+        sent.code, sent.usage = OVERTAKEN, usage
+        self.cancel(sent)
 
     def cancel(self, sent: Sent) -> None:
         """Give a request up; nobody is told."""
@@ -170,5 +166,5 @@ class Flights:
             is_repeated=sent.is_repeated,
             cost=sent.replica.endpoint.cost(sent.usage),
             first_token_s=sent.first_token_s,
-            is_copy=sent.is_copy,
+            is_copy=sent.is_copy is True,
         )

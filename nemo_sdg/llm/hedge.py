@@ -93,7 +93,7 @@ class Hedger:
             own = counts["sent"] - counts["hedged"]
             if sent.started > late or not self._stragglers.allowed(own, counts["hedged"]):
                 return
-            if sent.was_hedged or sent.item.is_for_fallback or not sent.item.waiters:
+            if sent.is_copy is not None or sent.item.is_for_fallback or not sent.item.waiters:
                 continue
             sent.item.avoided = sent.replica
             replica, _ = engine.fleet.choose(sent.item, now)

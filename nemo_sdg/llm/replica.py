@@ -143,7 +143,7 @@ class Replica:
         answer = self._output_tokens or float(output_tokens or 0)
         return size / self._bytes_a_token + answer
 
-    def early(self, rule: Plain, *, num_samples: int, size: int) -> Early:
+    def early(self, rule: Plain, num_samples: int, size: int) -> Early:
         """Return what ends an answer by a rule, whose prompt has so many bytes."""
         tokens = round(size / self._bytes_a_token)
         return Early(rule_of(rule), num_samples=num_samples, prompt_tokens=tokens)

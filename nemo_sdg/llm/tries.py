@@ -96,12 +96,14 @@ class TryLog:
         """
         if self._path is None:
             return
+        last = (
+            "0,0" if not (usage.is_estimated or is_copy) else f"{usage.is_estimated:d},{is_copy:d}"
+        )
         self._lines.append(
             f"{time.time():.3f},{time.perf_counter() - started:.5f},{task},{code},{is_repeated:d},"
             f"{usage.input_tokens},{usage.output_tokens},{usage.reasoning_tokens},"
             f"{usage.cached_tokens},{'' if cost is None else f'{cost:.9g}'},"
-            f"{'' if first_token_s is None else f'{first_token_s:.5f}'},{usage.is_estimated:d},"
-            f"{is_copy:d}\n"
+            f"{'' if first_token_s is None else f'{first_token_s:.5f}'},{last}\n"
         )
 
     def flush(self) -> None:
