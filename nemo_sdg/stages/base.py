@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, overload
 
 import pyarrow as pa
@@ -140,10 +141,15 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Dtype]) -> pa
     They are values of the host and are written at once: a data frame between would take longer
     than all the rest.
     """
-    arrays = [
-        to_array([row.get(name) for row in rows], dtype=dtype) for name, dtype in columns.items()
-    ]
+    arrays = [to_array(_column(rows, name), dtype=dtype) for name, dtype in columns.items()]
     return pa.Table.from_arrays(arrays, names=list(columns))
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    try:
+        return list(map(itemgetter(name), rows))
+    except KeyError:  # a row without it, such as one that an older version wrote
+        return [row.get(name) for row in rows]
 
 
 class Stage(ABC):
