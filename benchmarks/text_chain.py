@@ -210,8 +210,8 @@ class TimedEngine:
         self.cpu_s += seconds
         return found
 
-    def count_lines(self, texts: Any, lines: Any) -> Any:
-        seconds, found = cpu_s(lambda: self._engine.count_lines(texts, lines))
+    def count_lines(self, lines: Any) -> Any:
+        seconds, found = cpu_s(lambda: self._engine.count_lines(lines))
         self.cpu_s += seconds
         return found
 

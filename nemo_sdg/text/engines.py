@@ -11,6 +11,7 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     from nemo_sdg.text.lines import LineTokens
+    from nemo_sdg.text.spans import Spans
 
 Counts = npt.NDArray[np.int64]
 CountTexts = Callable[[list[str]], Sequence[int]]
@@ -37,13 +38,8 @@ class Engine(Protocol):
     def count(self, texts: Texts) -> Counts:
         """Count the tokens of every text, without special tokens added; null counts 0."""
 
-    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, LineTokens | None]:
-        r"""Count the lines of texts, and tell what is known of runs of them.
-
-        Args:
-            texts: large_string array without nulls.
-            lines: what they give when they are split at "\n", one below another.
-        """
+    def count_lines(self, lines: Spans) -> tuple[Counts, LineTokens | None]:
+        r"""Count the pieces of texts between "\n", and tell what is known of runs of them."""
 
     def starts(self, text: str) -> Counts:
         """Give the first character of every token, sorted: proposals for where to cut."""
@@ -82,9 +78,9 @@ class ExactEngine:
         starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding))
         return starts, encoding.ids
 
-    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, None]:
+    def count_lines(self, lines: Spans) -> tuple[Counts, None]:
         """Count every line by itself."""
-        return self.count(lines), None
+        return self.count(lines.arrow()), None
 
     def starts(self, text: str) -> Counts:
         """Give the first character of every token; near a window's edge they may be torn."""
@@ -106,9 +102,9 @@ class CountingEngine:
             counts[rows] = self._count(batch)
         return counts
 
-    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, None]:
+    def count_lines(self, lines: Spans) -> tuple[Counts, None]:
         """Count every line by itself."""
-        return self.count(lines), None
+        return self.count(lines.arrow()), None
 
     def starts(self, text: str) -> Counts:
         """Give as many evenly spaced characters as the text has tokens."""

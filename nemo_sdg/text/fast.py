@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 from nemo_sdg.text.engines import Counts, Engine, ExactEngine, Texts, in_windows
 from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for, unassigned
 from nemo_sdg.text.lines import LineRules, Lines, LineTokens, line_rules, nothing_told
-from nemo_sdg.text.pieces import bytes_of, lengths_of, offsets_of
+from nemo_sdg.text.pieces import bytes_of, offsets_of
+from nemo_sdg.text.spans import Spans
 
 _log = logging.getLogger(__name__)
 _switching = threading.Lock()
@@ -73,24 +74,23 @@ class FastEngine:
         self._switch_off(f"it failed on a batch of texts ({failure})")
         return counts
 
-    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, LineTokens | None]:
+    def count_lines(self, lines: Spans) -> tuple[Counts, LineTokens | None]:
         r"""Count the lines of texts, most of them out of one tokenization of the texts.
 
         Args:
-            texts: large_string without nulls.
-            lines: what they give when they are split at "\n", one below another.
+            lines: pieces of texts between "\n", all of them.
 
         Returns:
             The tokens of each line, and what was found out about them.
         """
-        is_plain = len(lines) == len(texts)  # a line each: nothing to be had for the second look
-        found = None if is_plain else self._line_tokens(texts)
+        is_plain = len(lines) == len(lines.column)  # a line each: a second look brings nothing
+        found = None if is_plain else self._line_tokens(lines.column)
         if found is None or not found.ends.any():
-            return self.count(lines), None
-        told, filled = found.begins & found.ends, lengths_of(lines) > 0
+            return self.count(lines.arrow()), None
+        told, filled = found.begins & found.ends, lines.ends > lines.starts
         counts = np.where(told & filled, found.last - found.first, 0)
         untold = np.flatnonzero(~told & filled)
-        counts[untold] = self.count(lines.take(pa.array(untold)))
+        counts[untold] = self.count(lines.arrow(untold))
         return counts, found
 
     def starts(self, text: str) -> Counts:

@@ -61,17 +61,19 @@ def cut_up(column: Any, places: Places) -> tuple[Any, Places]:
     offsets = offsets_of(column)
     bounds = np.sort(np.concatenate((offsets, places)), kind="stable")
     firsts = np.searchsorted(places, offsets) + np.arange(len(offsets))
-    return _column(bounds, column.buffers()[2]), firsts
+    return column_at(bounds, column), firsts
 
 
 def put_together(pieces: Any, firsts: Places) -> Any:
     """Join neighbouring pieces to texts, the inverse of `cut_up`."""
-    return _column(offsets_of(pieces)[firsts], pieces.buffers()[2])
+    return column_at(offsets_of(pieces)[firsts], pieces)
 
 
-def _column(offsets: Places, data: Any) -> Any:
-    buffers = [None, pa.array(offsets).buffers()[1], data]
-    return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
+def column_at(bounds: Places, column: Any) -> Any:
+    """Give the texts between each of these places in the buffer of a column and the next."""
+    data = column.buffers()[2] or pa.py_buffer(b"")
+    buffers = [None, pa.array(bounds).buffers()[1], data]
+    return pa.Array.from_buffers(pa.large_string(), len(bounds) - 1, buffers)
 
 
 def between_paragraphs(column: Any) -> Places:

@@ -4,8 +4,8 @@ r"""Split documents at a separator, pack neighbouring pieces into segments, join
     frame = frame.take(segments.parent)               # one row per segment
     joined = join_segments(answers, ids, segments.index, segments.count)
 
-Whole columns at a time, on pandas and cuDF alike: prefix sums, binary search and pointer jumping
-take the place of a loop over rows.
+Whole columns at a time, on pandas (some 16 MB of text) and cuDF alike: prefix sums, binary search
+and pointer jumping take the place of a loop over rows.
 """
 
 from __future__ import annotations
@@ -13,19 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nemo_sdg.data.backend import (
-    array_module,
-    concat,
-    from_values,
-    is_cudf,
-    join_text,
-    split_text,
-    to_arrow,
-    to_values,
-)
+import pyarrow as pa
+
+from nemo_sdg.data.backend import array_module, from_arrow, join_text, to_arrow, to_values
 from nemo_sdg.errors import DataError
 from nemo_sdg.text.counted import counted_here
 from nemo_sdg.text.lines import LineTokens
+from nemo_sdg.text.spans import AnyPieces, Spans, pieces_of, slices_of
 from nemo_sdg.text.tokens import Tokenizer
 
 Missing = Literal["mark", "drop-document", "keep-original"]
@@ -84,10 +78,22 @@ def split_pack(
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, it must be at least 1")
-    pieces, per_row = split_text(texts, separator)
+    if not separator:
+        raise ValueError("the separator is empty")
+    made, rows = [], 0
+    for some in slices_of(texts):
+        made.append(_split_pack(some, tokenizer, max_tokens, separator, rows))
+        rows += len(some)
+    return made[0] if len(made) == 1 else _below_one_another(made)
+
+
+def _split_pack(
+    texts: Any, tokenizer: Tokenizer, max_tokens: int, separator: str, first_row: int
+) -> Segments:
+    pieces, per_row = pieces_of(texts, separator)
     xp = array_module(per_row)
     parent = _runs(xp, per_row)
-    lengths, told = _count_pieces(texts, pieces, tokenizer, separator)
+    lengths, told = _count_pieces(pieces, tokenizer, separator)
     pieces, lengths, source = _cut_long(pieces, lengths, tokenizer, max_tokens)
     told = told and told.of_pieces(source)
     parent = parent[source]
@@ -106,9 +112,7 @@ def split_pack(
             known, counted = told.of_runs(begins, begins + sizes - 1)
             tokens = xp.where(recount & known, counted, tokens)
             unknown = recount & ~known
-        inside = unknown[group]
-        chosen = pieces.take(xp.flatnonzero(inside))
-        packed = join_text(chosen, sizes[unknown], separator, continues[inside])
+        packed = pieces.runs(begins[unknown], sizes[unknown], continues)
         tokens[xp.flatnonzero(unknown)] = xp.asarray(tokenizer.count_column(packed).values)
         recount = (tokens > max_tokens) & (sizes > 1)
         if not bool(recount.any()):
@@ -131,8 +135,8 @@ def split_pack(
     counts = _sizes(xp, firsts, len(parent))
     document = _runs(xp, counts)
     return Segments(
-        text=join_text(pieces, sizes, separator, continues),
-        parent=parent,
+        text=pieces.runs(begins, sizes, continues),
+        parent=parent + first_row,
         index=xp.arange(len(parent)) - firsts[document],
         count=counts[document],
         tokens=tokens,
@@ -297,39 +301,49 @@ def join_segments(
     )
 
 
+def _below_one_another(made: list[Segments]) -> Segments:
+    """Put the segments of some rows, and of those that follow, below one another."""
+    xp = array_module(made[0].tokens)
+    texts = [to_arrow(one.text) for one in made]
+    names = ("parent", "index", "count", "tokens", "continues")
+    numbers = {name: xp.concatenate([getattr(one, name) for one in made]) for name in names}
+    like = made[0].text
+    made.clear()
+    return Segments(text=from_arrow(pa.concat_arrays(texts), like=like), **numbers)
+
+
 def _count_pieces(
-    texts: Any, pieces: Any, tokenizer: Tokenizer, separator: str
+    pieces: AnyPieces, tokenizer: Tokenizer, separator: str
 ) -> tuple[Any, LineTokens | None]:
-    """Count the pieces of texts; where they are lines, tell what is known of runs of them."""
-    if separator == "\n" and isinstance(tokenizer, Tokenizer) and not is_cudf(texts):
-        return tokenizer.count_lines(to_arrow(texts).drop_null(), to_arrow(pieces))
-    return array_module(pieces).asarray(tokenizer.count_column(pieces).values), None
+    """Count pieces; where they are lines, tell what is known of runs of them."""
+    if separator == "\n" and isinstance(tokenizer, Tokenizer) and isinstance(pieces, Spans):
+        return tokenizer.count_lines(pieces)
+    texts = pieces.texts()
+    return array_module(texts).asarray(tokenizer.count_column(texts).values), None
 
 
 def _cut_long(
-    pieces: Any, lengths: Any, tokenizer: Tokenizer, max_tokens: int
-) -> tuple[Any, Any, Any]:
+    pieces: AnyPieces, lengths: Any, tokenizer: Tokenizer, max_tokens: int
+) -> tuple[AnyPieces, Any, Any]:
     """Cut the pieces over the budget; give pieces, lengths and the old number of each piece."""
     xp = array_module(lengths)
     n = len(lengths)
     long = xp.flatnonzero(lengths > max_tokens)
     if not len(long):
         return pieces, lengths, xp.arange(n)
-    texts: Any = to_arrow(pieces.take(long))
-    if is_cudf(pieces):  # proposals for cuts come from the engine for the CPU
+    texts: Any = to_arrow(pieces.texts(long))
+    if not isinstance(pieces, Spans):  # proposals for cuts come from the engine for the CPU
         counted_here().add_texts("cut", texts)
     parts = [tokenizer.cut(text, max_tokens) for text in texts.to_pylist()]
-    flat = [part for cut in parts for part in cut]
     repeats = xp.ones(n, dtype="int64")
     repeats[long] = xp.asarray([len(cut) for cut in parts])
     source = _runs(xp, repeats)
-    # The parts stand behind the pieces in one column, and are taken from there in their places.
-    place = source.copy()
-    place[xp.flatnonzero((lengths > max_tokens)[source])] = n + xp.arange(len(flat))
-    fresh = from_values(flat, like=pieces, dtype="string")
-    column = concat([pieces, fresh])
-    lengths = xp.concatenate((lengths, xp.asarray(tokenizer.count_column(fresh).values)))
-    return column.take(place).reset_index(drop=True), lengths[place], source
+    fresh = (lengths > max_tokens)[source]
+    pieces = pieces.with_parts(source, fresh, parts)
+    lengths = lengths[source]
+    counted = tokenizer.count_column(pieces.texts(xp.flatnonzero(fresh)))
+    lengths[xp.flatnonzero(fresh)] = xp.asarray(counted.values)
+    return pieces, lengths, source
 
 
 def _documents(xp: Any, document: Any, index: Any) -> tuple[Any, Any]:

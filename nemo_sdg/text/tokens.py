@@ -36,6 +36,7 @@ from nemo_sdg.text.engines import (
 from nemo_sdg.text.fast import open_fast
 from nemo_sdg.text.gpu.engine import GpuEngine
 from nemo_sdg.text.lines import LineTokens
+from nemo_sdg.text.spans import Spans
 
 BUNDLED = "bundled"
 _BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -114,17 +115,16 @@ class Tokenizer:
         """
         return self._engine.count(texts)
 
-    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, LineTokens | None]:
+    def count_lines(self, lines: Spans) -> tuple[Counts, LineTokens | None]:
         r"""Count the lines of texts; where split rules allow, from one tokenization of the texts.
 
         Args:
-            texts: Arrow array of strings without nulls.
-            lines: what they give when they are split at "\n", one below another.
+            lines: pieces of texts between "\n", all of them.
 
         Returns:
-            What `count(lines)` gives, and what was found out about runs of lines.
+            The tokens of each, and what was found out about runs of them.
         """
-        return self._engine.count_lines(texts, lines)
+        return self._engine.count_lines(lines)
 
     def count_column(self, series: Any) -> Any:
         """Count the tokens of a text column: int64 column of the same library and index.

@@ -25,6 +25,7 @@ from nemo_sdg.text.fast import FastEngine, is_failure, open_fast
 from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for, unassigned
 from nemo_sdg.text.lines import LineTokens
 from nemo_sdg.text.segment import split_pack
+from nemo_sdg.text.spans import pieces_of
 from nemo_sdg.text.tokens import Tokenizer, load_tokenizer
 
 TOPICS = [text for _, text in sorted(pydoc_data.topics.topics.items())]
@@ -487,6 +488,10 @@ LINE_ENDS = [
 ]  # fmt: skip
 
 
+def lines_of(column):
+    return pieces_of(pd.Series(column, dtype=pd.ArrowDtype(column.type)), "\n")[0]
+
+
 def line_texts(seed, number):
     rng = random.Random(seed)
     return ["".join(rng.choices(LINE_ENDS, k=rng.randint(0, 14))) for _ in range(number)]
@@ -504,7 +509,7 @@ def test_lines_have_in_their_texts_the_tokens_that_they_have_by_themselves(split
     column = pa.array(texts, pa.large_string()).slice(1, len(texts) - 2)
     per_text = [text.split("\n") for text in column.to_pylist()]
     lines = [line for some in per_text for line in some]
-    counts, told = engine.count_lines(column, pa.array(lines, pa.large_string()))
+    counts, told = engine.count_lines(lines_of(column))
     assert counts.tolist() == reference.count(lines).tolist()
     # Every run of lines within a text whose tokens are said to be known.
     runs, expected = [], []
@@ -551,7 +556,7 @@ def test_other_tokenizers_count_every_line_by_itself():
     lines = pa.array(column[0].as_py().split("\n"), pa.large_string())
     for tokenizer in odd_ones():
         engine = FastEngine(ExactEngine(tokenizer), tokenizer.to_str())
-        counts, told = engine.count_lines(column, lines)
+        counts, told = engine.count_lines(lines_of(column))
         assert told is None
         assert counts.tolist() == encode_slowly(tokenizer, lines.to_pylist())
 

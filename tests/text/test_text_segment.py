@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from text_tiny_tokenizer import write_tokenizer
 
 from nemo_sdg.errors import DataError
+from nemo_sdg.text import spans
 from nemo_sdg.text.segment import join_segments, pack, split_pack
 from nemo_sdg.text.tokens import load_tokenizer
 
@@ -178,6 +179,19 @@ def test_any_text_survives_and_fits(texts, budget, separator):
         pd.Series(texts, dtype="str"), tokenizer, max_tokens=budget, separator=separator
     )
     check_segments(texts, segments, tokenizer, budget, separator)
+
+
+def test_a_few_rows_at_a_time_give_the_segments_of_the_whole_column(tokenizer, monkeypatch):
+    texts = [*TOPICS[:12], None, "", None, "one", *TOPICS[12:20], "a\n\n", None]
+    column = pd.Series(texts, dtype="str")
+    whole = split_pack(column, tokenizer, max_tokens=40)
+    for num_bytes in (1, 5_000, 20_000):
+        monkeypatch.setattr(spans, "_SLICE_BYTES", num_bytes)
+        assert len(list(spans.slices_of(column))) > 2
+        parts = split_pack(column, tokenizer, max_tokens=40)
+        pd.testing.assert_series_equal(parts.text, whole.text)
+        for name in ("parent", "index", "count", "tokens", "continues"):
+            assert getattr(parts, name).tolist() == getattr(whole, name).tolist(), name
 
 
 class Growing:

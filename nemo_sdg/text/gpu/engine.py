@@ -23,6 +23,7 @@ from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for
 
 if TYPE_CHECKING:
     from nemo_sdg.text.lines import LineTokens
+    from nemo_sdg.text.spans import Spans
 
 _log = logging.getLogger(__name__)
 
@@ -77,9 +78,9 @@ class GpuEngine:
         """Count the tokens of every text, on the CPU."""
         return self._cpu.count(texts)
 
-    def count_lines(self, texts: Any, lines: Any) -> tuple[Counts, LineTokens | None]:
+    def count_lines(self, lines: Spans) -> tuple[Counts, LineTokens | None]:
         """Count lines, on the CPU."""
-        return self._cpu.count_lines(texts, lines)
+        return self._cpu.count_lines(lines)
 
     def starts(self, text: str) -> Counts:
         """Give the first character of every token."""
