@@ -13,9 +13,10 @@ of the text and no added token holds a newline or takes the blanks beside it (`l
   blanks end with their last newline, but for PLAIN rules. So a word begins with a line that begins
   with a letter, digit or mark, and, unless PLAIN, with one that begins with a blank and holds more.
 - No word holds a letter or digit and, behind it, a newline: a word ends with a line that ends so.
-- A run of marks makes one word with the newlines behind it. It begins behind a letter or digit,
-  with a blank behind either or a mark, or with the line. By itself, or with one newline, it makes
-  the same word with none or one; its tokens stand in a table.
+  Of characters beyond ASCII the reference says whether they are letters, digits or blanks.
+- A run of ASCII marks makes one word with the newlines behind it. It begins behind a letter or
+  digit, with a blank behind either or a mark, or with the line. By itself, or with one newline, it
+  makes the same word with none or one; its tokens stand in a table.
 - Lines may begin, and end, with one empty line: its newline is a word, or stands behind such a run.
 
 That a token of the text begins where a word should is looked up in any case.
@@ -32,8 +33,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_sdg.text.engines import Counts
+from nemo_sdg.text.gpu.classes import LETTER, NUMBER, SPACE, class_table
 from nemo_sdg.text.gpu.rules import PLAIN, SLASHES, NotCompiled, rules_of
-from nemo_sdg.text.pieces import bytes_of, offsets_of
+from nemo_sdg.text.pieces import bytes_of, codes_at, offsets_of
 
 Mask = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
@@ -42,6 +44,7 @@ _MARKS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _LONGEST_RUN = 3
 _SYMBOLS = ("", " ", *_MARKS)
 _NEWLINE, _RETURN = b"\n\r"
+_WIDE = 0x80
 _OTHER, _BLANK, _MARK, _SLASH, _WORD = range(5)
 _LEAST_SHARE = 0.7
 
@@ -150,8 +153,8 @@ class Lines:
         is_first[self._firsts] = True
         is_last[np.searchsorted(newlines, offsets[1:]) + numbers] = True
         # Of an empty line any byte will do, as long as there is one.
-        head = _HEADS[data[np.minimum(starts, high - 1)]]
-        tail = _KINDS[data[np.maximum(ends - 1, 0)]]
+        head = _kinds_from(data, np.minimum(starts, high - 1))
+        tail = _kinds_upto(data, np.maximum(ends - 1, 0))
         begins = is_first | (head >= _MARK)
         if rules.takes_slashes:
             begins &= (head != _SLASH) | is_first
@@ -225,18 +228,47 @@ class Lines:
         starts, ends = self._starts[lines], self._ends[lines]
         length, place, symbols = np.zeros((3, len(lines)), np.int64)
         goes_on = np.ones(len(lines), np.bool_)
-        byte = self._data[ends - 1]
+        at = ends - 1
+        before = _kinds_upto(self._data, at)
         for size in range(1, _LONGEST_RUN + 1):
-            kind = _KINDS[byte]
-            symbols += _PLACES[byte] * len(_SYMBOLS) ** (size - 1)
-            byte = self._data[np.maximum(ends - size - 1, starts)]
-            before = _KINDS[byte]
+            kind = before
+            symbols += _PLACES[self._data[at]] * len(_SYMBOLS) ** (size - 1)
+            at = np.maximum(ends - size - 1, starts)
+            before = _kinds_upto(self._data, at)
             is_blank, is_whole = kind == _BLANK, ends - starts == size
             fits = np.where(is_blank, before >= _MARK, (kind == _MARK) & (before == _WORD))
             chosen = goes_on & (fits | (is_whole & (kind != _OTHER) & (kind != _WORD)))
             length[chosen], place[chosen] = size, symbols[chosen]
             goes_on &= ~chosen & ~is_whole & (kind == _MARK)
         return length, place
+
+
+def _kinds_from(data: Bytes, places: Counts) -> Bytes:
+    """Give the kinds of the characters that begin at these places."""
+    kinds = _HEADS[data[places]]
+    wide = np.flatnonzero(data[places] >= _WIDE)
+    kinds[wide] = np.where(_classes(data, places[wide]) & SPACE, _OTHER, _WORD)
+    return kinds
+
+
+def _kinds_upto(data: Bytes, places: Counts) -> Bytes:
+    """Give the kinds of the characters whose last bytes stand at these places."""
+    kinds = _KINDS[data[places]]
+    wide = np.flatnonzero(data[places] >= _WIDE)
+    leads = places[wide]
+    for _ in range(3):
+        leads = leads - ((data[leads] & 0xC0) == 0x80)
+    kinds[wide] = np.where(_classes(data, leads) & (LETTER | NUMBER), _WORD, _OTHER)
+    return kinds
+
+
+def _classes(data: Bytes, leads: Counts) -> Bytes:
+    """Give what characters beyond ASCII are to the reference (`text.gpu.classes`)."""
+    if not len(leads):
+        return np.zeros(0, np.uint8)
+    table, codes = class_table(), codes_at(data, leads)
+    found: Bytes = table.kinds[table.blocks[codes >> 7].astype(np.int64) << 7 | codes & 127]
+    return found
 
 
 def _table(blanks: bytes, kinds: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:

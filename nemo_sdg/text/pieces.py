@@ -47,6 +47,27 @@ def find_bytes(data: npt.NDArray[np.uint8], table: bytes) -> Places:
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
+def codes_at(data: npt.NDArray[np.uint8], leads: Places) -> npt.NDArray[np.uint32]:
+    """Give the code points of the characters of two bytes or more that begin at these places."""
+    head = data[leads].astype(np.uint32)
+    # What follows the head of a valid character lies inside the text: the clipping only keeps the
+    # index of bytes that a shorter character does not have in bounds.
+    second, third, fourth = (
+        data[np.minimum(leads + place, len(data) - 1)].astype(np.uint32) & 0x3F
+        for place in (1, 2, 3)
+    )
+    codes: npt.NDArray[np.uint32] = np.where(
+        head < 0xE0,
+        (head & 0x1F) << 6 | second,
+        np.where(
+            head < 0xF0,
+            (head & 0x0F) << 12 | second << 6 | third,
+            (head & 0x07) << 18 | second << 12 | third << 6 | fourth,
+        ),
+    )
+    return codes
+
+
 def cut_up(column: Any, places: Places) -> tuple[Any, Places]:
     """Cut texts inside, at places in their buffer.
 

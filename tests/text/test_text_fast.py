@@ -484,8 +484,18 @@ LINE_ENDS = [
     *"\n\n\n\n\n\n", "\r\n", "\r", "/", "//", ".", ")", ").", "...", '"', "'", "'s", "'S", " ",
     "  ", "\t", "\xa0", "\u3000", "\u2028", "\x0b", "\x00", "_", "a", "Z", "7", "123", "Words",
     " and", "é", "\u0301", "語", "ſ", "<|end|>", "<|end", "|>", "->", "\\", "{", "}", "\n    ",
-    "\n\t",
+    "\n\t", "да", "слово.", "«", "»", "。", "…", "है", "\u093f", "١", "०", "²", "ǅ", "한국", "🎉",
+    "\u200d", "\u2003", "ไทย", "נ", "Ελ",
 ]  # fmt: skip
+
+
+def test_unknown_characters_are_found_by_their_bytes():
+    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    column = pa.array([f"a{chr(code)}" for code in codes], pa.large_string())
+    unknown = unassigned()[codes]
+    assert fast._young_rows(column).tolist() == np.flatnonzero(unknown).tolist()
+    odd = column.take(pa.array([5, 0x41, *np.flatnonzero(unknown)[::5000]]))
+    assert fast._young_rows(odd.slice(1)).tolist() == list(range(1, len(odd) - 1))
 
 
 def lines_of(column):
