@@ -33,7 +33,8 @@ from rig import plain_text, texts
 from rig.answers import answers_of, general_parser
 from rig.report import emit, options
 
-from nemo_sdg.data.backend import to_values
+from nemo_sdg.data.backend import to_arrow, to_values
+from nemo_sdg.data.io import open_source
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.stages.base import Record
@@ -430,10 +431,9 @@ def child(what: str, rows_file: str, tokenizer_file: str) -> None:
     tokenizer = load_tokenizer(tokenizer_file)
     split_pack(column(["warm up\nnow. " * 50] * 200), tokenizer, max_tokens=64)
     before = resident_bytes()
-    table = pq.read_table(rows_file, memory_map=False)
-    frame = table.to_pandas(types_mapper={pa.large_string(): pd.StringDtype(na_value=np.nan)}.get)
-    size = table["text"].nbytes
-    del table
+    rows = open_source(rows_file, "parquet", backend="pandas", blocksize="1GB")
+    frame = rows.loader(rows.partitions[0])  # as a worker reads a partition
+    size = to_arrow(frame["text"]).nbytes
     begin, wall = time.process_time(), time.perf_counter()
     with peak_bytes() as peak:
         tokenizer.count_column(frame["text"])

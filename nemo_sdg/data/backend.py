@@ -136,6 +136,12 @@ def to_arrow(series: Any) -> pa.Array:
         DataError: an object column that holds something else than text, or text that is not
             Unicode (a lone surrogate).
     """
+    chunks = to_chunks(series)
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+
+
+def to_chunks(series: Any) -> list[pa.Array]:
+    """Give what `to_arrow` gives in the chunks that the column is stored in, one at least."""
     if is_cudf(series):
         array = series.to_arrow()
     elif series.dtype == object:
@@ -145,8 +151,12 @@ def to_arrow(series: Any) -> pa.Array:
             raise DataError(f"column {series.name!r} is not text throughout: {error}") from error
     else:
         array = pa.array(series, from_pandas=True)
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
+    if not isinstance(array, pa.ChunkedArray):
+        return [_plain(array)]
+    return [_plain(one) for one in array.chunks] or [_plain(pa.array([], array.type))]
+
+
+def _plain(array: pa.Array) -> pa.Array:
     if isinstance(array, pa.DictionaryArray):
         array = array.dictionary_decode()
     to_text = (pa.types.is_string, pa.types.is_string_view, pa.types.is_null)

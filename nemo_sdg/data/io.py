@@ -37,6 +37,7 @@ from nemo_sdg.data.parquet import cut_parquet, read_row_groups, sample_parquet
 from nemo_sdg.errors import DataError
 
 SAMPLE_BYTES = 8 * 2**20
+LARGE_BYTES = 32 * 2**20
 FILE_NAME = "file_name"
 
 
@@ -64,7 +65,12 @@ class Loader:
         """Return the rows of `splits` in order, only `columns` where these are given."""
         wanted = self.columns if columns is None else list(columns)
         tables = [self.table(wanted), *(self.table(wanted, split) for split in splits)]
-        return to_frame(pa.concat_tables(tables), self.backend)
+        rows = pa.concat_tables(tables)
+        if rows.nbytes > LARGE_BYTES:
+            # What reading took for a while, several times the rows, would stay with the pool.
+            del tables
+            pa.default_memory_pool().release_unused()
+        return to_frame(rows, self.backend)
 
     @property
     def columns(self) -> list[str]:

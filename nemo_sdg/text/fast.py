@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from nemo_sdg.text.engines import Counts, Engine, ExactEngine, Texts, in_windows
 from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for, unassigned
 from nemo_sdg.text.lines import LineRules, Lines, LineTokens, line_rules, nothing_told
-from nemo_sdg.text.pieces import bytes_of, codes_at, find_bytes, offsets_of
+from nemo_sdg.text.pieces import bytes_of, codes_at, column_at, find_bytes, offsets_of
 from nemo_sdg.text.spans import Spans
 
 _log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class FastEngine:
         if found is None or not found.ends.any():
             return self.count(lines.arrow()), None
         told, filled = found.begins & found.ends, lines.ends > lines.starts
-        counts = np.where(told & filled, found.last - found.first, 0)
+        counts = np.where(told & filled, found.last - found.first, 0).astype(np.int64)
         untold = np.flatnonzero(~told & filled)
         counts[untold] = self.count(lines.arrow(untold))
         return counts, found
@@ -133,7 +133,8 @@ class FastEngine:
 
     def _line_tokens_of(self, backend: Any, rules: LineRules, column: Any) -> LineTokens:
         offsets = offsets_of(column)
-        few = column.slice(0, int(np.searchsorted(offsets, offsets[0] + _SAMPLE_BYTES)))
+        upto = offsets[0] + _SAMPLE_BYTES
+        few = column_at(np.minimum(offsets[: np.searchsorted(offsets, upto) + 1], upto), column)
         if not Lines(few, rules).are_mostly_told:
             data = bytes_of(column)[offsets[0] : offsets[-1]]
             return nothing_told(len(column) + int(np.count_nonzero(data == ord("\n"))))
@@ -147,7 +148,8 @@ class FastEngine:
     def _bytes_upto(self, ids: Any) -> Any:
         """Give the bytes before each token, and of all of them."""
         sizes = self._sizes
-        upto = np.zeros(len(ids) + 1, np.int64 if len(ids) * int(sizes.max()) >> 31 else np.int32)
+        is_small = len(ids) * int(sizes.max()) < 1 << 31
+        upto: Any = np.zeros(len(ids) + 1, np.int32 if is_small else np.int64)
         for first in range(0, len(ids), _SOME_TOKENS):
             some = upto[first + 1 : first + 1 + _SOME_TOKENS]
             np.cumsum(np.take(sizes, ids[first : first + _SOME_TOKENS]), out=some)

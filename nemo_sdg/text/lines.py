@@ -35,10 +35,11 @@ import numpy.typing as npt
 from nemo_sdg.text.engines import Counts
 from nemo_sdg.text.gpu.classes import LETTER, NUMBER, SPACE, class_table
 from nemo_sdg.text.gpu.rules import PLAIN, SLASHES, NotCompiled, rules_of
-from nemo_sdg.text.pieces import bytes_of, codes_at, offsets_of
+from nemo_sdg.text.pieces import bytes_of, codes_at, find_byte, offsets_of
 
 Mask = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
+Small = npt.NDArray[np.int32]
 
 _MARKS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _LONGEST_RUN = 3
@@ -91,8 +92,8 @@ class LineRules(NamedTuple):
 
     takes_blanks: bool
     takes_slashes: bool
-    runs: Counts
-    runs_with_newline: Counts
+    runs: Small
+    runs_with_newline: Small
 
 
 def line_rules(tokenizer: Any, count: Callable[[list[str]], Counts]) -> LineRules | None:
@@ -119,8 +120,8 @@ def line_rules(tokenizer: Any, count: Callable[[list[str]], Counts]) -> LineRule
     return LineRules(
         takes_blanks=bool(rules.flags & PLAIN),
         takes_slashes=bool(rules.flags & SLASHES),
-        runs=count(runs),
-        runs_with_newline=count([run + "\n" for run in runs]),
+        runs=count(runs).astype(np.int32),
+        runs_with_newline=count([run + "\n" for run in runs]).astype(np.int32),
     )
 
 
@@ -142,9 +143,13 @@ class Lines:
         """Find the lines."""
         offsets, data = offsets_of(column), bytes_of(column)
         low, high = int(offsets[0]), int(offsets[-1])
-        newlines = np.flatnonzero(data[low:high] == _NEWLINE) + low
-        starts = np.sort(np.concatenate((offsets[:-1], newlines + 1)), kind="stable")
-        ends = np.sort(np.concatenate((newlines, offsets[1:])), kind="stable")
+        newlines = find_byte(data[low:high], _NEWLINE) + low
+        # A long text has many lines: their places take half the room where they are small.
+        self._dtype: Any = np.int32 if high < 1 << 31 else np.int64
+        starts: Any = np.concatenate((offsets[:-1], newlines + 1)).astype(self._dtype)
+        ends: Any = np.concatenate((newlines, offsets[1:])).astype(self._dtype)
+        starts.sort(kind="stable")
+        ends.sort(kind="stable")
         self._data, self._offsets, self._starts, self._ends = data, offsets, starts, ends
         filled = ends > starts
         numbers = np.arange(len(column))
@@ -161,13 +166,13 @@ class Lines:
         if not rules.takes_blanks:
             begins |= (head == _BLANK) & (tail >= _MARK)
         self._begins = filled & begins
-        self._length, self._place = np.zeros((2, len(starts)), np.int64)
+        self._length, self._place = np.zeros((2, len(starts)), np.int32)
         runs = np.flatnonzero(filled & (tail == _MARK) & ~is_last)
         self._length[runs], self._place[runs] = self._runs_at(runs)
         self._ends_well = filled & (is_last | (tail == _WORD))
         self._ends_well[runs] = self._length[runs] > 0
         # A return is a newline to the rules, and ends no line here.
-        returns = np.flatnonzero(data[low:high] == _RETURN) + low
+        returns = find_byte(data[low:high], _RETURN) + low
         holders = np.searchsorted(starts, returns, side="right") - 1
         self._begins[holders] = self._ends_well[holders] = False
         # Empty lines with one of the same text behind and before them.
@@ -194,12 +199,12 @@ class Lines:
         if not np.array_equal(upto[texts], offsets) or not bool((upto[1:] > upto[:-1]).all()):
             return nothing_told(len(self._starts))
         places = (self._starts - self._offsets[0]).astype(upto.dtype)
-        first: Counts = np.searchsorted(upto, places)
+        first: Any = np.searchsorted(upto, places).astype(self._dtype)
         begins = self._begins & (upto[first] == places)
         # A line ends with the newline before the next one, a few tokens back.
         places = (self._ends - self._length - self._offsets[0]).astype(upto.dtype)
-        last = np.append(first[1:], len(upto) - 1)
-        beyond = np.arange(len(last))
+        last = np.append(first[1:], first.dtype.type(len(upto) - 1))
+        beyond = np.arange(len(last), dtype=self._dtype)
         for _ in range(_LONGEST_RUN + 2):
             beyond = beyond[upto[last[beyond]] > places[beyond]]
             last[beyond] -= 1
@@ -215,7 +220,7 @@ class Lines:
         at, beside = self._behind, self._behind + 1
         first[at], begins[at] = first[beside] - self._rules.runs_with_newline[0], begins[beside]
         at, beside = self._before, self._before - 1
-        final = last + runs
+        final: Any = last + runs
         final[at], ends[at] = last[beside] + broken[beside], ends[beside]
         return LineTokens(first, final, begins, ends)
 

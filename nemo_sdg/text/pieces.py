@@ -47,6 +47,14 @@ def find_bytes(data: npt.NDArray[np.uint8], table: bytes) -> Places:
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
+def find_byte(data: npt.NDArray[np.uint8], byte: int) -> Places:
+    """Give the places of one byte, without a mask as long as the text."""
+    found = [
+        np.flatnonzero(data[a : a + _WINDOW] == byte) + a for a in range(0, len(data), _WINDOW)
+    ]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
 def codes_at(data: npt.NDArray[np.uint8], leads: Places) -> npt.NDArray[np.uint32]:
     """Give the code points of the characters of two bytes or more that begin at these places."""
     head = data[leads].astype(np.uint32)
@@ -113,11 +121,11 @@ def between_paragraphs(column: Any) -> Places:
     """
     offsets, data = offsets_of(column), bytes_of(column)
     low, high = int(offsets[0]), int(offsets[-1])
-    ends = np.flatnonzero(data[low:high] == 10)
+    ends = find_byte(data[low:high], 10)
     places: Places = ends[1:][np.diff(ends) == 1] + low
     # A place may be where a text begins with "\n" behind one that ends with it.
     places = places[offsets[np.searchsorted(offsets, places)] != places]
-    bars = np.flatnonzero(data[low:high] == 95) + low
+    bars = find_byte(data[low:high], 95) + low
     bounds = np.sort(np.concatenate((offsets, places)), kind="stable")
     number = np.searchsorted(bounds, places, side="right") - 1
     many = np.diff(np.searchsorted(bars, bounds)) > 1

@@ -28,8 +28,9 @@ from nemo_sdg.data.backend import (
     join_text,
     split_text,
     to_arrow,
+    to_chunks,
 )
-from nemo_sdg.text.pieces import Places, bytes_of, column_at, offsets_of
+from nemo_sdg.text.pieces import Places, bytes_of, column_at, find_byte, offsets_of
 
 # What is made on the way takes a few times the text that it is made for.
 _SLICE_BYTES = 16_000_000
@@ -150,21 +151,21 @@ def slices_of(texts: Any) -> Iterator[Any]:
     if is_cudf(texts):
         yield texts
         return
-    rows = to_arrow(texts)
-    offsets = offsets_of(rows)
-    first = 0
-    while first < len(rows) or not first:
-        room = offsets[first] + _SLICE_BYTES
-        last = max(first + 1, int(np.searchsorted(offsets, room, side="right")) - 1)
-        yield _series(rows.slice(first, last - first))
-        first = last
+    for rows in to_chunks(texts):
+        offsets = offsets_of(rows)
+        first = 0
+        while first < len(rows) or not first:
+            room = offsets[first] + _SLICE_BYTES
+            last = max(first + 1, int(np.searchsorted(offsets, room, side="right")) - 1)
+            yield _series(rows.slice(first, last - first))
+            first = last
 
 
 def _spans_of(column: Any, separator: str) -> tuple[Spans, Places]:
     offsets, mark = offsets_of(column), separator.encode()
     if len(mark) == 1:
         low, high = int(offsets[0]), int(offsets[-1])
-        places = np.flatnonzero(bytes_of(column)[low:high] == mark[0]) + low
+        places = find_byte(bytes_of(column)[low:high], mark[0]) + low
         counts = np.diff(np.searchsorted(places, offsets)) + 1
     else:
         lists = pc.split_pattern(column, pattern=separator)

@@ -269,3 +269,15 @@ def test_digits_and_blanks_are_the_same_characters_for_cudf(pattern):
     found = pc.extract_regex(pa.array(texts), f"(?P<all>{to_re2(pattern)})")
     wanted = [None if row is None else row["all"] for row in found.to_pylist()]
     assert [(m := re.search(spelled, text)) and m[0] for text in texts] == wanted
+
+
+def test_a_column_is_had_in_the_chunks_that_it_is_stored_in():
+    stored = pa.chunked_array([["a", None], ["b"]], pa.string())
+    column = pd.Series(stored, dtype=pd.ArrowDtype(pa.string()))
+    chunks = backend.to_chunks(column)
+    assert [chunk.to_pylist() for chunk in chunks] == [["a", None], ["b"]]
+    assert {chunk.type for chunk in chunks} == {pa.large_string()}
+    assert backend.to_arrow(column).to_pylist() == ["a", None, "b"]
+    [nothing] = backend.to_chunks(column[:0])
+    assert len(nothing) == 0
+    assert nothing.type == pa.large_string()

@@ -185,6 +185,12 @@ def test_a_few_rows_at_a_time_give_the_segments_of_the_whole_column(tokenizer, m
     texts = [*TOPICS[:12], None, "", None, "one", *TOPICS[12:20], "a\n\n", None]
     column = pd.Series(texts, dtype="str")
     whole = split_pack(column, tokenizer, max_tokens=40)
+    chunks = pa.chunked_array([texts[:3], [], texts[3:9], texts[9:]], pa.large_string())
+    chunked = split_pack(
+        pd.Series(chunks, dtype=pd.ArrowDtype(pa.large_string())), tokenizer, max_tokens=40
+    )
+    pd.testing.assert_series_equal(chunked.text, whole.text)
+    assert chunked.parent.tolist() == whole.parent.tolist()
     for num_bytes in (1, 5_000, 20_000):
         monkeypatch.setattr(spans, "_SLICE_BYTES", num_bytes)
         assert len(list(spans.slices_of(column))) > 2
