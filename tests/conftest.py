@@ -94,7 +94,10 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """End the whole run, and print where every thread is, if a test hangs for good."""
-    faulthandler.dump_traceback_later(HUNG_AFTER_S, exit=True, file=item.config.stash[_STDERR])
+    marker = item.get_closest_marker("timeout")
+    # A test that says how long it may take is ended by pytest-timeout first.
+    hung_after_s = HUNG_AFTER_S + (marker.args[0] if marker and marker.args else 0)
+    faulthandler.dump_traceback_later(hung_after_s, exit=True, file=item.config.stash[_STDERR])
     try:
         return (yield)
     finally:
