@@ -62,9 +62,14 @@ class Backlog:
     Sessions in their order, so that partitions end one after another and memory is freed. Once
     nothing is left to let in (`is_tail`) the costliest of all goes first, or the last long request
     would begin when all others have ended.
+
+    Attributes:
+        queues: what is sent from, each for itself: where the first of one has to wait, the others
+            go on.
     """
 
     def __init__(self) -> None:
+        self.queues: tuple[Backlog, ...] = (self,)
         self._heap: list[Place] = []
         self._sequence = 0
         self._is_tail = False
@@ -110,3 +115,50 @@ class Backlog:
     def _place(self, item: Item, number: int) -> Place:
         session = 0 if self._is_tail else item.session
         return (session, -item.stage, -item.cost, number, item)
+
+
+class DividedBacklog(Backlog):
+    """Two queues: what may only go to the fallback holds up nothing that may go elsewhere.
+
+    The fallback's is the first: while all others are down, both are sent to it.
+
+    Args:
+        ordinary: takes everything else.
+    """
+
+    def __init__(self, ordinary: Backlog) -> None:
+        super().__init__()
+        self._ordinary, self._for_fallback = ordinary, Backlog()
+        self.queues = (self._for_fallback, self._ordinary)
+
+    def __len__(self) -> int:
+        return len(self._ordinary) + len(self._for_fallback)
+
+    @property
+    def first(self) -> Item | None:
+        """The next request of either that anybody still waits for."""
+        return self._for_fallback.first or self._ordinary.first
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether nothing is left to let in; set it when that changes."""
+        return self._is_tail
+
+    @is_tail.setter
+    def is_tail(self, is_tail: bool) -> None:
+        self._is_tail = is_tail
+        for queue in self.queues:
+            queue.is_tail = is_tail
+
+    def push(self, item: Item) -> None:
+        """Put a request into the queue of where it may go."""
+        (self._for_fallback if item.is_for_fallback else self._ordinary).push(item)
+
+    def pop(self) -> None:
+        """Take the first request out."""
+        (self._ordinary if self._for_fallback.first is None else self._for_fallback).pop()
+
+    def clear(self) -> None:
+        """Give up all that waits."""
+        for queue in self.queues:
+            queue.clear()

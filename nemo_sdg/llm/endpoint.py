@@ -79,8 +79,9 @@ class Endpoint:
         stream: ask for streamed answers; they are put together again.
         hedge: share of the requests of a run that may be sent twice, of the last stragglers those
             that take longer than 95 % did; 0: none. Of several replicas that of the first counts.
-        group_prefixes: send requests whose first so many bytes are equal next to one another, and
-            to the same of several replicas; 0: do not. That of the first counts as well.
+        group_prefixes: send requests whose first so many bytes (of the prompt: system prompt,
+            beginning of the user's) are equal next to one another, and to the same of several
+            replicas; 0: do not. That of the first counts as well.
         proxy: address of an HTTP proxy; None: the usual variables, for hosts beyond loopback.
             A password, or the whole address, is read from the environment: `$NAME`.
         ca_file: certificates of a private authority; TLS is always verified.

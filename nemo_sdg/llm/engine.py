@@ -23,7 +23,7 @@ from collections import Counter
 from typing import Any
 
 from nemo_sdg.errors import NemoSdgError, RequestError, RunStopped
-from nemo_sdg.llm.backlog import Backlog, Item
+from nemo_sdg.llm.backlog import Backlog, DividedBacklog, Item
 from nemo_sdg.llm.drain import Drain
 from nemo_sdg.llm.engine_config import EngineConfig
 from nemo_sdg.llm.fleet import Fleet
@@ -65,6 +65,8 @@ class Engine:
         self._prefix_size = config.endpoint.group_prefixes
         self._grouped = GroupedBacklog(config.served_alike) if self._prefix_size else None
         self.backlog = Backlog() if self._grouped is None else self._grouped
+        if config.fallback is not None:
+            self.backlog = DividedBacklog(self.backlog)
         self.open: dict[tuple[str, ...], Item] = {}
         self.counts: Counter[str] = Counter()
         self.fatal: NemoSdgError | None = None
@@ -229,25 +231,27 @@ class Engine:
             self._pump_timer.cancel()
         now = time.monotonic()
         wait_s = math.inf
-        while (
-            self.fatal is None
-            and not self.fleet.is_full  # as nearly always: one slot was free, and is taken again
-            and (item := self.backlog.first) is not None
-        ):
-            if not self.fleet.may_start(now):
-                self.lease.tell_soon()
-                break
-            replica, wait_s = self.fleet.choose(item, now)
-            if replica is None:
-                break
-            if self._grouped is not None:
-                item = self._grouped.closer(item, replica, now)
-            self.backlog.pop()
-            self.counts["sent"] += 1
-            self.fleet.spent["requests"] += 1
-            self.flights.send(item, replica, now)
+        for queue in self.backlog.queues:
+            while (
+                self.fatal is None
+                and not self.fleet.is_full  # as nearly always: one slot was free, is taken again
+                and (item := queue.first) is not None
+            ):
+                if not self.fleet.may_start(now):
+                    self.lease.tell_soon()
+                    break
+                replica, its_s = self.fleet.choose(item, now)
+                if replica is None:
+                    wait_s = min(wait_s, its_s)
+                    break
+                if self._grouped is not None and queue is self._grouped:
+                    item = self._grouped.closer(item, replica, now)
+                queue.pop()
+                self.counts["sent"] += 1
+                self.fleet.spent["requests"] += 1
+                self.flights.send(item, replica, now)
         self._pump_timer = None
-        if 0 < wait_s < math.inf:
+        if wait_s < math.inf:
             self._pump_timer = asyncio.get_running_loop().call_later(wait_s, self._pump)
         for replica in self.fleet.suspects if self.fatal is None else ():
             replica.prober = asyncio.create_task(self._probe(replica))

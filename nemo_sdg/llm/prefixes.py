@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import itemgetter
@@ -16,17 +17,35 @@ from operator import itemgetter
 from nemo_sdg.llm.backlog import Backlog, Item, Place
 from nemo_sdg.llm.replica import Replica
 
+# In no text stands a quotation mark that is not escaped, so none of these does.
+_FIRST_TEXT = re.compile(rb'"(?:content|prompt)":(?:\[\{"type":"text","text":)?"|"input":\["')
+_NEXT_TEXT = re.compile(rb'"\},\{"role":"\w*","content":(?:\[\{"type":"text","text":)?"')
+_TEXT = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+')
+_MORE = b'"},{'
 _END_OF_MESSAGES = b'"}],"'
-"""Stands in no text: a quotation mark in one is escaped."""
 
 
 def prefix_of(body: bytes, size: int) -> bytes:
-    """Return a hash of the first `size` bytes of a body, or of its messages where they are shorter.
+    """Return a hash of the first `size` bytes of a body's prompt, or of all where it is shorter.
 
-    Model and messages stand first in every body that `Request` writes.
+    The texts of the messages count, one after another, as JSON writes them; what stands between
+    them does not. Of a message that holds no plain text all counts.
     """
-    end = body.find(_END_OF_MESSAGES, 0, size)
-    return hashlib.blake2b(body[: size if end < 0 else end], digest_size=8).digest()
+    text = _FIRST_TEXT.search(body)
+    if text is None:
+        return hashlib.blake2b(body[:size], digest_size=8).digest()
+    start, left = text.end(), size
+    while True:
+        begin = text.end()
+        end = found.end() if (found := _TEXT.match(body, begin, begin + left)) else begin
+        left -= end - begin
+        if left <= 0 or not body.startswith(_MORE, end):
+            break
+        if (text := _NEXT_TEXT.match(body, end)) is None:
+            last = body.find(_END_OF_MESSAGES, end, end + left)
+            end = end + left if last < 0 else last
+            break
+    return hashlib.blake2b(body[start:end], digest_size=8).digest()
 
 
 def closeness(prefix: bytes, address: str, weight: float) -> float:
@@ -121,7 +140,9 @@ class GroupedBacklog(Backlog):
         if queue is None or head is None or others is None or head[:2] != others[:2]:
             return first
         item = head[4]
-        if item.avoided is replica or replica.wait_s(now, len(item.body), item.output_tokens) > 0:
+        if item.is_for_fallback or item.avoided is replica:
+            return first
+        if replica.wait_s(now, len(item.body), item.output_tokens) > 0:
             return first
         self._chosen = queue
         return item

@@ -100,9 +100,18 @@ def decode(body: bytes) -> dict[str, Any]:
     return value
 
 
+def is_streamed_as(content_type: str | None) -> bool:
+    """Say whether what was asked for as a stream comes as one, by the Content-Type of the answer.
+
+    A server that does not stream says that it sends JSON. Streams are not always called what they
+    should be.
+    """
+    return "json" not in (content_type or "").lower()
+
+
 def decode_reply(headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
     """Decode a reply that has come as a whole, be it one object or a stream of events."""
-    if not (headers.get("Content-Type") or "").startswith("text/event-stream"):
+    if not (headers.get("Content-Type") or "").lower().startswith("text/event-stream"):
         return decode(body)
     reader = StreamReader()
     reader.feed(body)

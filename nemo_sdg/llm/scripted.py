@@ -165,6 +165,9 @@ class ScriptedEndpoint(ApiServer):
             except ApiError as error:
                 response = self.error_response(error)
                 entry.status = error.status
+            except ConnectionResetError:  # found by writing, before the cancellation came
+                entry.client_left = True
+                response = _cut(request, web.Response())
             return response
         except asyncio.CancelledError:
             entry.client_left = True

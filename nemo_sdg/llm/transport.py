@@ -41,6 +41,7 @@ from nemo_sdg.llm.protocol import (
     decode_any,
     decode_reply,
     error_for,
+    is_streamed_as,
 )
 
 _END_S = 1.0
@@ -205,7 +206,7 @@ class AsyncTransport:
     async def _read_stream(
         self, response: Response, heard: Heard | None, early: Early | None
     ) -> dict[str, Any]:
-        if "json" in response.headers.get("content-type", ""):
+        if not is_streamed_as(response.headers.get("content-type")):
             body = decode(await response.read())  # a server that does not stream
             return body if early is None else early.cut(body)
         reader = StreamReader(heard, early)
@@ -291,8 +292,8 @@ class BlockingTransport:
     ) -> dict[str, Any]:
         reader = StreamReader(heard, early)
         with self._errors(), self._http.stream("POST", url, content=body) as response:
-            kind = response.headers.get("content-type", "")
-            if response.status_code != 200 or not kind.startswith("text/event-stream"):
+            comes_in_events = is_streamed_as(response.headers.get("content-type"))
+            if response.status_code != 200 or not comes_in_events:
                 response.read()
             else:
                 try:
@@ -307,7 +308,7 @@ class BlockingTransport:
             if response.status_code != 200:
                 data = _cleaned(self.endpoint, response.content)
                 raise error_for(response.status_code, response.headers, data)
-            if kind.startswith("text/event-stream"):
+            if comes_in_events:
                 return reader.body()
             whole = decode(response.content)
             return whole if early is None else early.cut(whole)

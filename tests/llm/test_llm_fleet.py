@@ -20,6 +20,7 @@ from llm_engine_kit import (
 )
 
 from nemo_sdg.errors import BudgetSpent, ConfigurationError, EndpointDown
+from nemo_sdg.llm.backlog import Backlog, DividedBacklog, Item
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.engine_config import Caps, EngineConfig
 from nemo_sdg.llm.ledger import Ledger, read_reply
@@ -169,6 +170,55 @@ def test_a_row_that_fails_everywhere_else_is_asked_of_the_fallback_once_and_mark
             found = [outcome(a) for text in asked for a in answers(handle, [ask(text)])]
         assert found == ["easy", "hard", "<bad_request>", "<server_error>"]
         assert {entry.text for entry in small.log.entries} == {"hard", "hard and hopeless"}
+
+
+@pytest.mark.parametrize("size", [0, 400])
+def test_rows_that_wait_for_a_busy_fallback_hold_up_no_others(size: int) -> None:
+    faults = [Fault(kind="error_500", pattern="hard")]
+    with (
+        ScriptedEndpoint(default="echo", faults=faults, latency=fixed(0.02)) as server,
+        ScriptedEndpoint(default="echo", models=("small",), latency=fixed(0.3)) as small,
+    ):
+        main = endpoint_at(server.url, concurrency=4, group_prefixes=size)
+        fallback = Endpoint(url=small.url, model="small", concurrency=1)
+        texts_asked = [f"hard {i} " + "costly " * 50 for i in range(8)]
+        texts_asked += [f"easy {i}" for i in range(100)]
+        with engine(main, concurrency=None, fallback=fallback) as handle:
+            found = answers(handle, [ask(text) for text in texts_asked])
+        assert texts(found) == texts_asked
+        assert sum(e.text.startswith("hard") for e in small.log.entries) == len(small.log) == 8
+        easy = [e for e in server.log.entries if e.text.startswith("easy")]
+        assert len(easy) == 100
+        before_last = small.log.entries[3].arrival_s  # of 8, one after another
+        assert max(e.arrival_s for e in easy) < before_last
+        assert small.log.max_in_flight == 1
+
+
+def test_what_waits_for_the_fallback_is_counted_and_dropped() -> None:
+    def item(number: int, *, is_for_fallback: bool) -> Item:
+        made = Item((str(number),), "chat", "m", b"x" * number, 1, 0, 0)
+        made.is_for_fallback = is_for_fallback
+        made.waiters.append((0, number))
+        return made
+
+    backlog = DividedBacklog(Backlog())
+    items = [item(i, is_for_fallback=i % 2 == 0) for i in range(4)]
+    for one in items:
+        backlog.push(one)
+    assert len(backlog) == 4
+    assert [queue.first for queue in backlog.queues] == [items[2], items[3]]
+    backlog.is_tail = True
+    assert backlog.is_tail and all(queue.is_tail for queue in backlog.queues)
+    for one in (items[1], items[3]):
+        one.waiters.clear()
+    assert backlog.first is items[2]
+    backlog.pop()
+    assert backlog.first is items[0]
+    backlog.pop()
+    assert backlog.first is None
+    backlog.push(item(6, is_for_fallback=True))
+    backlog.clear()
+    assert len(backlog) == 0
 
 
 def test_all_away_stops_the_run_and_names_them_all() -> None:

@@ -10,12 +10,13 @@ import pytest
 from llm_engine_kit import MODEL, answers, ask, collect, endpoint_at, engine, free_port, texts
 
 from nemo_sdg.errors import ConfigurationError
+from nemo_sdg.llm.backlog import Item
 from nemo_sdg.llm.endpoint import Endpoint
-from nemo_sdg.llm.prefixes import closest, prefix_of
+from nemo_sdg.llm.prefixes import GroupedBacklog, closest, prefix_of
 from nemo_sdg.llm.request import Request, Sampling, chat
 from nemo_sdg.llm.scripted import ScriptedEndpoint, batching, fixed
 
-SIZE = 400
+SIZE = 380
 DOCUMENTS = 12
 
 
@@ -50,6 +51,67 @@ def test_a_prefix_is_that_of_the_messages_and_not_of_what_follows() -> None:
     assert prefix_of(body("short", seed=1), SIZE) == prefix_of(body("short", seed=2), SIZE)
     quoted = '"}],"' + long
     assert prefix_of(body(quoted + "one"), SIZE) != prefix_of(body('"}],"' + document(2)), SIZE)
+
+
+def test_the_bytes_of_a_prefix_are_those_of_the_prompt() -> None:
+    def body(user: str, system: str | None = "Be brief.", **fields: Any) -> bytes:
+        return Request(model="m" * 40, messages=chat(system, user), **fields).body()
+
+    one, two = body("A" + document(1)), body("B" + document(1))
+    assert prefix_of(one, 20) != prefix_of(two, 20), "the user's text begins at byte 9"
+    assert prefix_of(one, 9) == prefix_of(two, 9)
+    assert prefix_of(body("A" * 10 + "x"), 19) == prefix_of(body("A" * 10 + "y"), 19)
+    assert prefix_of(body("A" * 10 + "x"), 20) != prefix_of(body("A" * 10 + "y"), 20)
+    quoted = '"}]," and \\'
+    assert prefix_of(body("A", quoted), 40) != prefix_of(body("B", quoted), 40)
+    for kind in ("completion", "embedding"):
+        plain = [body(text, None, kind=kind, seed=seed) for seed, text in enumerate("AAB")]
+        assert prefix_of(plain[0], 20) == prefix_of(plain[1], 20) != prefix_of(plain[2], 20)
+
+
+def test_the_bytes_of_messages_in_parts_count() -> None:
+    def body(*parts: dict[str, Any], seed: int = 0) -> bytes:
+        messages = ({"role": "user", "content": list(parts)},)
+        return Request(model="m" * 40, messages=messages, seed=seed).body()
+
+    def text(words: str) -> dict[str, Any]:
+        return {"type": "text", "text": words}
+
+    def image(address: str) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": address}}
+
+    assert prefix_of(body(text("A")), 20) != prefix_of(body(text("B")), 20)
+    one, two = body(text("A"), image("data:x")), body(text("A"), image("data:y"))
+    assert prefix_of(one, SIZE) != prefix_of(two, SIZE)
+    assert prefix_of(one, 20) == prefix_of(two, 20)
+    last = [body(image("data:x"), seed=seed) for seed in (1, 2)]
+    assert prefix_of(last[0], 20) == prefix_of(last[1], 20)
+
+
+def test_nothing_meant_for_the_fallback_is_taken_by_a_replica_that_is_closer() -> None:
+    class Free:
+        endpoint = endpoint_at("http://a/v1")
+
+        def wait_s(self, *_: object) -> float:
+            return 0.0
+
+    replica: Any = Free()
+    for is_for_fallback in (False, True):
+        backlog = GroupedBacklog([("http://a/v1", 1.0), ("http://b/v1", 1.0)])
+        of: dict[str, Item] = {}
+        for number in range(100):
+            prefix = number.to_bytes(8)
+            address = closest(prefix, (("http://a/v1", 1.0), ("http://b/v1", 1.0)))
+            of.setdefault(address, Item(("k",), "chat", MODEL, b"", 1, 0, 0, prefix=prefix))
+        here, there = of["http://a/v1"], of["http://b/v1"]
+        here.is_for_fallback = is_for_fallback
+        there.body = b"costlier"
+        for item in (there, here):
+            item.waiters.append((0, 0))
+            backlog.push(item)
+        assert backlog.first is there
+        taken = backlog.closer(there, replica, 0.0)
+        assert taken is (there if is_for_fallback else here)
 
 
 def test_prefixes_are_shared_out_by_weight_and_few_move() -> None:

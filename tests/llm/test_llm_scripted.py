@@ -686,3 +686,21 @@ def test_own_requests_and_replies_fit(plain: ScriptedEndpoint) -> None:
     request = Request(model="scripted", messages=chat("Be brief.", "Hi"), sampling=sampling)
     choices, _ = read_body(ask(plain, request.body()).json())
     assert len({c.usable_text() for c in choices}) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_left_is_no_defect(
+    stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def write(self: Any, data: Any) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    faults = [] if stream else [Fault(kind="slow_body", duration_s=0.1)]
+    with ScriptedEndpoint(faults=faults) as server:
+        monkeypatch.setattr(aiohttp.web.StreamResponse, "write", write)
+        with pytest.raises(httpx.TransportError):
+            httpx.post(server.url + "/chat/completions", json=body(stream=stream))
+        monkeypatch.undo()
+        assert server.log.entries[0].client_left
+        assert server.log.entries[0].end_s is not None
+    assert not caplog.records or all(r.name != "aiohttp.server" for r in caplog.records)

@@ -118,6 +118,26 @@ def test_a_server_that_does_not_stream_is_understood(send: Send) -> None:
     assert read_body(found)[0][0].text == "whole"
 
 
+@BOTH
+@pytest.mark.parametrize("kind", ["Text/Event-Stream", "text/plain; charset=utf-8", ""])
+def test_a_stream_is_understood_whatever_it_is_called(send: Send, kind: str) -> None:
+    def events(_: BaseHTTPRequestHandler) -> bytes:
+        choice = {"index": 0, "delta": {"content": "in events"}, "finish_reason": "stop"}
+        return b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\ndata: [DONE]\n\n"
+
+    with http_server(200, events, **({"Content-Type": kind} if kind else {})) as (url, _):
+        found = send(endpoint_at(url, stream=True), ask("x").body(stream=True))
+    assert read_body(found)[0][0].text == "in events"
+
+
+@BOTH
+def test_json_is_no_stream_whatever_its_case(send: Send) -> None:
+    body = orjson.dumps({"choices": [{"index": 0, "message": {"content": "whole"}}]})
+    with http_server(200, lambda _: body, **{"Content-Type": "Application/JSON"}) as (url, _):
+        found = send(endpoint_at(url, stream=True), ask("x").body(stream=True))
+    assert read_body(found)[0][0].text == "whole"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.row("F1")
 @pytest.mark.fault(1)
