@@ -230,6 +230,8 @@ def announce(job: Job, endpoint: Endpoint, planned: Estimate, observer: Observer
             "token counts are estimates (the model's own tokenizer was not found): 10 % more room "
             "is kept; name it with --tokenizer"
         )
+    for note in job.tokenizer.notes:
+        observer.note(note)
     many = planned.requests > ASK_ABOVE_REQUESTS and not endpoint.is_loopback
     question = f"Send {planned.requests:,} requests to {endpoint.host}?"
     if many and not job.recipe.yes and not observer.confirm(question):

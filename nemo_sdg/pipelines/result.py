@@ -187,6 +187,8 @@ def about(job: Job, endpoint: Endpoint) -> dict[str, Any]:
             "name": tokenizer.name,
             "hash": tokenizer.fingerprint,
             "is_estimate": tokenizer.estimated,
+            "engine": job.tokenizer.engine,
+            "notes": list(job.tokenizer.notes),
         },
         "versions": {
             "nemo_sdg": __version__,

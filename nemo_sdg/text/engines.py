@@ -52,6 +52,8 @@ class ExactEngine:
         # Some files carry the settings of a training run, which would cut or fill up every text.
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        # Without marks to add, all that it does is to take blanks off the offsets of tokens.
+        tokenizer.post_processor = None
         self.tokenizer = tokenizer
         self.name = "tokenizers"
         self.notes: tuple[str, ...] = ()

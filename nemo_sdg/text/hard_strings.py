@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import unicodedata
 from typing import Any
 
@@ -42,6 +43,14 @@ _WHOLE = (
     '<p class="x">it\'s &amp; done</p>\n\n  - item\n  * item\n1. item\n',
     "She said: \u201cIt\u2019s 5\u202f% \u2014 isn\u2019t it?\u201d\u2026 (No.)",
     "can't CAN'T Can'T 'tis 'Twas rock'n'roll 'S 'RE 'Ll 'D 'M 'vE ''s '' 's",
+)  # fmt: skip
+
+# What added tokens mostly look like: they hold no blank, and none overlaps another.
+_PLAIN = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+_MOST_ODD = 200
+_BESIDE = (
+    "a", "b", "x", "the", " the", "1", "'s", ".", "_", "<", ">", " ", "  ", "\n", "\t", "\r\n", "é",
+    "e\u0301", "語", "\u00df", "K", "\u200b",
 )  # fmt: skip
 
 
@@ -95,17 +104,58 @@ def hard_strings_for(tokenizer: Any) -> list[str]:
 
     Returns:
         Its added tokens among words, blanks and each other, and entries of its vocabulary run
-        together, where merges of one reach into the next.
+        together, where merges of one reach into the next. Of tokens like `<|reserved_7|>` a few
+        stand for all; those with flags or contents of any other kind are tried one by one.
     """
     rng = random.Random(20_261_121)
-    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    tokens = list(tokenizer.get_added_tokens_decoder().values())
+    added = [token.content for token in tokens]
     strings = []
     for content in added[:12] + added[-4:]:
         strings += [f"x {content} y\n", f"x{content}y{content}", f"\n {content.upper()} {content}1"]
+    odd = _odd_ones(tokens, tokenizer.normalizer)
+    for content, other in zip(odd, [*odd[1:], *added[:1]], strict=False):
+        strings += _beside_itself(content, other)
+    if odd:
+        parts = [*_BESIDE, *odd * (1 + 2 * len(_BESIDE) // len(odd))]
+        strings += ["".join(rng.choices(parts, k=rng.randint(1, 12))) for _ in range(300)]
     size = tokenizer.get_vocab_size()
     entries = [tokenizer.decode([rng.randrange(size)]) for _ in range(200)]
     for first in range(0, len(entries), 10):
         strings.append("".join(entries[first : first + 10]))
+    return strings
+
+
+def _odd_ones(tokens: list[Any], normalizer: Any) -> list[str]:
+    """Give the contents of added tokens that plain ones do not stand for, at most `_MOST_ODD`.
+
+    One of each kind comes first: kinds differ in flags, and in more than letters and digits.
+    """
+    first: dict[tuple[object, ...], str] = {}
+    more: list[str] = []
+    for token in tokens:
+        flags = (token.single_word, token.lstrip, token.rstrip)
+        normal = normalizer.normalize_str(token.content) if normalizer else token.content
+        if _PLAIN.fullmatch(token.content) and not any(flags) and normal == token.content:
+            continue
+        shape = re.sub(r"\d+", "0", re.sub(r"[^\W\d]+", "a", token.content))
+        kind = (*flags, token.normalized, normal == token.content, token.content.isascii(), shape)
+        if kind in first:
+            more.append(token.content)
+        else:
+            first[kind] = token.content
+    return [*first.values(), *more][:_MOST_ODD]
+
+
+def _beside_itself(content: str, other: str) -> list[str]:
+    """Put an added token among itself, parts of itself, words, blanks and another one."""
+    c = content
+    strings = [c, c + c, c + c + c, f"{c} {c}", f"a{c}{c}b", f"x{c}y", f"x {c} y", f"{c}1 {c}_{c}"]
+    strings += [f"{blank}{c}{blank}" for blank in (" ", "  ", "\n", "\n\n", "\t", "\r\n", " \n ")]
+    strings += [f"a  {c}  {c}\n{c}\n\n b", f"x\u3000{c}\u00a0y", f"語{c}語 é{c}\u0301 {c}\u0338"]
+    strings += [c[:-1] + c, c + c[1:], c.strip() + c, f"x{c.strip()} {c}", c.swapcase() + c]
+    strings += [unicodedata.normalize(form, f"x{c}y {c}") for form in ("NFC", "NFD", "NFKC")]
+    strings += [c + other, other + c, f"x{c} {other}y", c[:-1] + other, other[:-1] + c]
     return strings
 
 

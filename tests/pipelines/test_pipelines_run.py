@@ -119,6 +119,12 @@ def test_the_report_says_what_was_run_and_what_it_cost(whole: Whole) -> None:
     assert report["cost"] == pytest.approx(cost)
     assert report["cost"] == pytest.approx(rig.table_of(whole.folder, "provenance")["cost"].sum())
     assert report["seed"] == 0 and report["tokenizer"]["hash"] and report["versions"]["dask"]
+    engine = report["tokenizer"]["engine"].split(", ")[0]
+    assert engine in {"gigatoken", "tokenizers"}
+    # Where it is not the fast engine that counts, the report and the run say why, once.
+    notes = report["tokenizer"]["notes"]
+    assert [*filter(whole.observer.notes.__contains__, notes)] == notes
+    assert notes or engine == "gigatoken"
     assert set(report["task_seconds"]) == set(SIX)
     (line,) = whole.observer.lines
     requests = sum(counts["requests"] for counts in report["counts"].values())

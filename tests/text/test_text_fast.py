@@ -16,7 +16,15 @@ import pyarrow as pa
 import pytest
 import tokenizers
 from text_tiny_tokenizer import write_tokenizer
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from nemo_sdg.text import fast
 from nemo_sdg.text.cut import cut_once
@@ -353,6 +361,117 @@ def test_added_tokens_that_swallow_blanks_are_exact_or_refused(flags):
     for text in texts:
         encoding = tokenizer.encode(text, add_special_tokens=False)
         assert engine.starts(text).tolist() == [start for start, _ in encoding.offsets]
+
+
+def among_plain_ones(split, token):
+    """Put an added token behind a dozen plain ones, and four behind it."""
+    tokenizer = train(SPLITS[split])
+    tokenizer.add_special_tokens([f"<|r{number}|>" for number in range(12)])
+    tokenizer.add_tokens([token])
+    tokenizer.add_special_tokens([f"<|s{number}|>" for number in range(4)])
+    return tokenizer
+
+
+def opened(tokenizer):
+    pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
+    return open_fast(ExactEngine(tokenizer), tokenizer.to_str())
+
+
+@pytest.mark.parametrize(
+    ("split", "token", "text"),
+    [
+        ("llama3", AddedToken("GmbH", single_word=True), "StiftungsGmbHs und GmbHG"),
+        ("llama3", AddedToken(" 's  ", rstrip=True, normalized=True), " 's   's  "),
+        ("qwen2", AddedToken("\n1a", lstrip=True, rstrip=True, normalized=False), "\n1a\n1a"),
+    ],
+    ids=["whole words", "blanks around", "a newline before"],
+)
+def test_an_odd_added_token_among_many_is_exact_or_refused(split, token, text):
+    tokenizer = among_plain_ones(split, token)
+    engine = opened(tokenizer)
+    texts = [text, f"a{text}b", f"x {token.content} y{token.content}{token.content}"]
+    assert engine.count(texts).tolist() == encode_slowly(tokenizer, texts)
+    assert engine.name == "gigatoken" or len(engine.notes) == 1
+    if token.single_word:
+        assert "single_word" in engine.notes[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_odd_added_tokens_of_any_make_are_exact_or_refused(seed):
+    rng = random.Random(seed)
+    parts = [
+        "a",
+        "b",
+        "<",
+        ">",
+        " ",
+        "  ",
+        "\n",
+        "é",
+        "e\u0301",
+        "語",
+        "the",
+        " the",
+        "1",
+        "'s",
+        ".",
+    ]
+    for _ in range(8):
+        flags = {flag: rng.random() < 0.4 for flag in ("lstrip", "rstrip", "normalized")}
+        content = "".join(rng.choices(parts, k=rng.randint(1, 4)))
+        tokenizer = among_plain_ones("qwen2", AddedToken(content, **flags))
+        if rng.random() < 0.5:
+            tokenizer.normalizer = normalizers.NFC()
+        engine = opened(tokenizer)
+        mixed = [*parts, *[content] * 4]
+        texts = ["".join(rng.choices(mixed, k=rng.randint(1, 12))) for _ in range(200)]
+        assert engine.count(texts).tolist() == encode_slowly(tokenizer, texts), (content, flags)
+
+
+def test_added_tokens_that_models_have_stay_with_the_fast_engine():
+    blanks = train(None)
+    blanks.add_tokens([AddedToken(" " * n, normalized=True) for n in range(31, 1, -1)])
+    blanks.add_tokens([AddedToken("\t" * n, normalized=True) for n in range(9, 1, -1)])
+    plain = train(SPLITS["llama3"])
+    plain.add_special_tokens([f"<|reserved_special_token_{number}|>" for number in range(250)])
+    mask = among_plain_ones("llama3", AddedToken("<mask>", lstrip=True, normalized=False))
+    for tokenizer in (blanks, plain, mask):
+        engine = opened(tokenizer)
+        assert (engine.name, engine.notes) == ("gigatoken", ())
+    assert len(hard_strings_for(plain)) < 100  # a few of the reserved ones stand for all
+
+
+def test_every_kind_of_odd_added_token_is_tried_but_not_every_token():
+    tokenizer = train(SPLITS["llama3"])
+    tokenizer.add_tokens([f"word{number}" for number in range(400)])
+    tokenizer.add_tokens([AddedToken("late", rstrip=True), AddedToken("two words")])
+    strings = hard_strings_for(tokenizer)
+    assert {"latelate", "two words two words"} <= set(strings)
+    assert len(strings) < 8_000
+
+
+@pytest.mark.parametrize("trims", [True, False])
+def test_offsets_that_are_only_trimmed_are_no_difference(trims):
+    tokenizer = train(SPLITS["llama3"])
+    text = "Hello there,   you\n two " * 20
+    untrimmed = [start for start, _ in tokenizer.encode(text, add_special_tokens=False).offsets]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=trims),
+            processors.TemplateProcessing(
+                single="<|begin|> $A",
+                special_tokens=[("<|begin|>", tokenizer.token_to_id("<|begin|>"))],
+            ),
+        ]
+    )
+    reference = ExactEngine(tokenizer)
+    engine = open_fast(reference, tokenizer.to_str())
+    assert reference.starts(text).tolist() == untrimmed
+    assert reference.count([text]).tolist() == [len(untrimmed)]
+    pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
+    assert (engine.name, engine.notes) == ("gigatoken", ())
+    assert engine.starts(text).tolist() == untrimmed
+    assert engine.count([text]).tolist() == [len(untrimmed)]
 
 
 def test_without_the_library_everything_works_and_says_so(tmp_path, monkeypatch):
