@@ -136,7 +136,9 @@ def _odd_ones(tokens: list[Any], normalizer: Any) -> list[str]:
     for token in tokens:
         flags = (token.single_word, token.lstrip, token.rstrip)
         normal = normalizer.normalize_str(token.content) if normalizer else token.content
-        if _PLAIN.fullmatch(token.content) and not any(flags) and normal == token.content:
+        # One that is looked for in normalised text is changed by the mark behind it, too.
+        is_changed = normalizer is not None and token.normalized
+        if _PLAIN.fullmatch(token.content) and not (any(flags) or is_changed):
             continue
         shape = re.sub(r"\d+", "0", re.sub(r"[^\W\d]+", "a", token.content))
         kind = (*flags, token.normalized, normal == token.content, token.content.isascii(), shape)

@@ -428,6 +428,16 @@ def test_odd_added_tokens_of_any_make_are_exact_or_refused(seed):
         assert engine.count(texts).tolist() == encode_slowly(tokenizer, texts), (content, flags)
 
 
+@pytest.mark.parametrize("normalized", [True, False])
+def test_an_added_token_that_a_mark_changes_is_exact_or_refused(normalized):
+    tokenizer = among_plain_ones("qwen2", AddedToken("<x>", normalized=normalized))
+    tokenizer.normalizer = normalizers.NFC()
+    engine = opened(tokenizer)
+    texts = ["a<x>\u0338b", "<x>\u0301 <x>"]
+    assert engine.count(texts).tolist() == encode_slowly(tokenizer, texts)
+    assert normalized or engine.name == "gigatoken"
+
+
 def test_added_tokens_that_models_have_stay_with_the_fast_engine():
     blanks = train(None)
     blanks.add_tokens([AddedToken(" " * n, normalized=True) for n in range(31, 1, -1)])
