@@ -17,10 +17,10 @@ from typing import Any
 
 from nemo_sdg.data.backend import from_values, is_list, to_values
 from nemo_sdg.data.columns import with_columns, without_columns
-from nemo_sdg.errors import ConfigurationError, NemoSdgError, PoisonousRow
+from nemo_sdg.errors import ConfigurationError, NemoSdgError, PoisonousRow, RowError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.stages.base import JOINED_FIELD, Record, Sequential, Stage
-from nemo_sdg.stages.generate import Generate
+from nemo_sdg.stages.generate import NO_INPUT, Generate, NoInput
 from nemo_sdg.stages.known import NOTHING_KNOWN, Known
 from nemo_sdg.stages.reshape import (
     TOKENS_FIELD,
@@ -276,12 +276,15 @@ class Chain:
 
         record.settle()
         counts.update(record.counts)
-        record.dead += [self._poisonous(row_id) for row_id in lost]
-        if lost:
-            counts[f"dead.{PoisonousRow.code}"] += len(lost)
-            counts["documents.empty"] += len(lost)
+        silent = self._silent(chosen)
+        for ids, error in ((lost, PoisonousRow()), (silent, NoInput(NO_INPUT))):
+            record.dead += [self._dead(row_id, error) for row_id in ids]
+            if ids:
+                counts[f"dead.{error.code}"] += len(ids)
+        counts["documents.empty"] += len(lost)
         counts["asked"] = len(asked)
-        counts["segments"] = len(segments) + len(lost)  # one each: nothing could split them
+        # One each of these: nothing could split them.
+        counts["segments"] = len(segments) + len(lost) + len(silent)
         joined = JOINED_FIELD in kept.columns
         counts["kept"] = int(kept[JOINED_FIELD].sum()) if joined else len(kept)
         counts["rows"] = len(data)
@@ -301,8 +304,14 @@ class Chain:
         spared = from_values([i not in known.documents for i in ids], like=frame, dtype="bool")
         return (frame[spared] if lost else frame), lost
 
-    def _poisonous(self, row_id: str) -> dict[str, Any]:
-        error = PoisonousRow()
+    def _silent(self, chosen: Any) -> list[str | None]:
+        """Return the ids of documents that should be split, and have no text."""
+        missing = None if self.segment_tokens is None else chosen[self.text_field].isna()
+        if missing is None or not bool(missing.any()):
+            return []
+        return [row_id for row_id, _ in Record(id_field=self.id_field).places(chosen[missing])]
+
+    def _dead(self, row_id: str | None, error: RowError) -> dict[str, Any]:
         why = {"reason": error.code, "detail": error.detail, "raw": None, "attempts": 0}
         return {"id": row_id, "segment_id": None, "task": self.task.name} | why
 

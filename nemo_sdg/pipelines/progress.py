@@ -211,21 +211,28 @@ class Gathered:
         return max(0.0, (self.requests_total - done) / rate)
 
 
-def counts_so_far(tries: str, summaries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def counts_so_far(
+    tries: str, summaries: Iterable[Mapping[str, Any]], *, was_cut: bool = False
+) -> dict[str, float]:
     """Return what the sessions of a run have done, by the names that engines use.
 
     Args:
         tries: folder of the log of requests: what was paid for.
         summaries: of the finished parts: what became of rows.
+        was_cut: the run has ended in the middle of parts: their answers count, too.
     """
     counts: Counter[str] = Counter()
+    answers = 0
     cost: float | None = 0.0
     for tally in tallied(tries).values():
         cost = added(cost, tally.cost)
         counts.update(tally.tokens)
+        answers += tally.codes[""]
         counts.update({f"{_RETRIES}{code}": n for code, n in tally.retries.items()})
     for summary in summaries:
         one = summary["counts"]
         dead = sum(number for name, number in one.items() if name.startswith("dead."))
         counts.update({"from_ledger": one["requests"], "rows": one["kept"] + dead, "errors": dead})
+    if was_cut:
+        counts["from_ledger"] = max(counts["from_ledger"], answers)
     return {**counts, "cost": cost or 0.0, "unpriced": cost is None}

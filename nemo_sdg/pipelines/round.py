@@ -9,6 +9,7 @@ from typing import Any
 from nemo_sdg import errors
 from nemo_sdg.errors import PoisonousRow, RequestError
 from nemo_sdg.pipelines.known_rows import RETRIES
+from nemo_sdg.stages.generate import NoInput
 from nemo_sdg.stages.known import Again, Place
 
 UNANSWERED = frozenset(
@@ -28,7 +29,8 @@ class Round:
 
     Attributes:
         number: from 1; a call that goes on with an interrupted one has its number.
-        reasons: codes of the dead letters that are asked; none: all but `poisonous`.
+        reasons: codes of the dead letters that are asked; none: all.
+            `poisonous` and `no_input` never are.
         price_in, price_out: of the endpoint that is asked.
     """
 
@@ -56,11 +58,14 @@ class Round:
         )
 
     def wanted(self, letters: Mapping[Place, Letter]) -> dict[Place, Letter]:
-        """Return the dead letters that are asked; a poisonous row would take its process along."""
+        """Return the dead letters that are asked.
+
+        A poisonous row would take its process along, and one without a text has no question.
+        """
         return {
             place: letter
             for place, letter in letters.items()
-            if letter["reason"] != PoisonousRow.code
+            if letter["reason"] not in (PoisonousRow.code, NoInput.code)
             and (not self.reasons or letter["reason"] in self.reasons)
         }
 

@@ -74,42 +74,50 @@ def do_work(
         announce(job, endpoint, planned, observer)
     is_only = len(job.chains) == 1
     folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
-    with (
-        open_cluster(job.recipe, endpoint, client, on_gpu=job.is_on_gpu) as cluster,
-        _engines_stopped(cluster, endpoint) as run,
-    ):
-        servers = job.chains[0].generate.config().endpoints
-        for server in () if replays else servers:
-            cluster.run(worker_preflight, server)
-        making = Making(
-            folder=folder,
-            is_only=is_only,
-            run=run,
-            settings=settings_of(job.recipe),
-            letters=letters,
-            replays=replays,
-            round=this,
-        )
-        gathered = Gathered(
-            parts_total=len(job.parts),
-            requests_total=None if planned is None else planned.requests,
-            parts_found=len(summaries),
-            before=counts_so_far(folder.tries, summaries.values()),
-            is_priced=all(server.is_priced for server in servers),
-        )
-        cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
-        told: set[str] = set()
-        try:
-            watch = Watch(cluster, lease, observer, gathered, run)
-            with leaving_in_peace():
-                for summary in _computed(due, making, watch):
-                    summaries[summary["task"], summary["number"]] = summary
-                    tell_notes(summary, told, observer.note)
-        finally:
-            with contextlib.suppress(Exception):
-                cluster.unsubscribe_topic(TOPIC)
-        gathered.conclude(counts_so_far(folder.tries, summaries.values()))
-        observer.progress(gathered.state())
+    gathered: Gathered | None = None
+    was_cut = True
+    try:
+        with (
+            open_cluster(job.recipe, endpoint, client, on_gpu=job.is_on_gpu) as cluster,
+            _engines_stopped(cluster, endpoint) as run,
+        ):
+            servers = job.chains[0].generate.config().endpoints
+            for server in () if replays else servers:
+                cluster.run(worker_preflight, server)
+            making = Making(
+                folder=folder,
+                is_only=is_only,
+                run=run,
+                settings=settings_of(job.recipe),
+                letters=letters,
+                replays=replays,
+                round=this,
+            )
+            gathered = Gathered(
+                parts_total=len(job.parts),
+                requests_total=None if planned is None else planned.requests,
+                parts_found=len(summaries),
+                before=counts_so_far(folder.tries, summaries.values()),
+                is_priced=all(server.is_priced for server in servers),
+            )
+            cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
+            told: set[str] = set()
+            try:
+                watch = Watch(cluster, lease, observer, gathered, run)
+                with leaving_in_peace():
+                    for summary in _computed(due, making, watch):
+                        summaries[summary["task"], summary["number"]] = summary
+                        tell_notes(summary, told, observer.note)
+            finally:
+                with contextlib.suppress(Exception):
+                    cluster.unsubscribe_topic(TOPIC)
+        was_cut = False
+    finally:  # whatever ended it: what was paid for stands in tries/
+        if gathered is not None:
+            with contextlib.suppress(OSError):
+                counts = counts_so_far(folder.tries, summaries.values(), was_cut=was_cut)
+                gathered.conclude(counts)
+                observer.progress(gathered.state())
     return summaries
 
 

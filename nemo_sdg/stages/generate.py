@@ -47,7 +47,7 @@ from nemo_sdg.stages.waiting import (
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
 _NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop", "stop_when")
-_NO_INPUT = "a column that the prompt needs is null"
+NO_INPUT = "a column that the prompt needs is null"
 _WHOLE = ("top_k", "max_output_tokens", "logprobs")  # pandas makes floats of integers with gaps
 
 
@@ -233,7 +233,7 @@ class Generate(Stage):
             asked = []
             for number, row in enumerate(rows):
                 if any(column[number] is None for column in columns.values()):
-                    row.error = NoInput(_NO_INPUT)
+                    row.error = NoInput(NO_INPUT)
                 else:
                     asked.append(number)
             return crowd, crowd.start_all(asked)
@@ -251,7 +251,7 @@ class Generate(Stage):
                 rows[number].error = PoisonousRow()
                 continue
             if any(value is None for value in values.values()):
-                rows[number].error = NoInput(_NO_INPUT)
+                rows[number].error = NoInput(NO_INPUT)
                 continue
             stamp = stamp_of(
                 self.task.name, model=self.endpoint.model, seed=self.seed, row_id=ids[number]

@@ -399,6 +399,27 @@ def test_every_step_can_be_switched_off(
 # ------------------------------------------------------------------------- rows that fail
 
 
+def test_a_document_without_text_is_a_dead_letter_where_documents_are_split(
+    scripted: Callable[..., Any], bundled_tokenizer: Any
+) -> None:
+    frame = pd.DataFrame({"id": ["a", "b", "c", "d"], "text": [FILLER, None, FILLER, None]})
+    plain = Task(
+        name="plain",
+        output="answer",
+        prompt="Sum up: {document}",
+        doc="Sum up.",
+        budget=Budget(max_input_tokens=400, max_output_tokens=100),
+    )
+    result = chain_at(scripted(default="echo"), plain, bundled_tokenizer).run(frame)
+    sums(result)
+    assert [row["id"] for row in result.record.dead] == ["b", "d"]
+    assert {row["reason"] for row in result.record.dead} == {"no_input"}
+    counts = result.counts
+    assert (counts["segments"], counts["asked"], counts["dead.no_input"]) == (4, 2, 2)
+    assert counts["documents.empty"] == 2 and num_documents(counts) == 4
+    assert list(result.data["id"]) == ["a", "c"]
+
+
 BROKEN = {
     "bad_request": "bad_request",
     "error_500": "server_error",

@@ -18,6 +18,7 @@ import pytest
 import run_rig as rig
 
 from nemo_sdg.data.dataset import DocumentDataset
+from nemo_sdg.errors import BudgetSpent
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.faults import Fault
 from nemo_sdg.llm.scripted import ScriptedEndpoint
@@ -119,3 +120,14 @@ def test_requests_end_with_ctrl_c_and_the_command_goes_on(
     result = run(recipe, tmp_path / "out", client=client)
     assert result.counts["summary"]["kept"] == NUM_ROWS
     assert len(rig.asked(server.log)) == NUM_ROWS + NUM_ROWS // 2, "what was filed is not asked"
+
+
+def test_the_last_words_of_a_run_that_was_stopped_are_true(source: Path, tmp_path: Path) -> None:
+    with ScriptedEndpoint.start_process() as server:
+        recipe = rig.recipe_for(server.url, source, max_requests=9, partition_size="1KB", workers=1)
+        observer = rig.At(-1, lambda: None)
+        with pytest.raises(BudgetSpent):
+            run(recipe, tmp_path / "out", observer=observer)
+        assert len(rig.asked(server.log)) == 9
+    last = observer.states[-1]
+    assert last.requests_done == 9 and last.input_tokens > 0 < last.output_tokens
