@@ -342,6 +342,11 @@ class Engine:
         """Stop when no endpoint has been usable for too long."""
         if self.open and self.fleet.is_out(now):
             self._stop(self.fleet.outage())
+        elif (error := self.fleet.lost_fallback(now)) is not None:
+            waiting = self.backlog.queues[0]  # for the fallback, and nothing else may answer them
+            while (item := waiting.first) is not None:
+                waiting.pop()
+                self._give_up(item, error)
 
     # --- the lease, and the end ------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import Any, Protocol
 
-from nemo_sdg.errors import BudgetSpent, EndpointDown
+from nemo_sdg.errors import BudgetSpent, EndpointDown, RequestError
 from nemo_sdg.llm.engine_config import EngineConfig, name_of
 from nemo_sdg.llm.prefixes import closeness
 from nemo_sdg.llm.replica import Replica
@@ -108,6 +108,12 @@ class Fleet:
     def is_out(self, now: float) -> bool:
         """Say whether no endpoint at all has been usable for longer than allowed."""
         return all(replica.health.expired(now) for replica in self.replicas)
+
+    def lost_fallback(self, now: float) -> RequestError | None:
+        """Return why the fallback has been unusable for longer than allowed; None: it has not."""
+        last = self.replicas[-1]
+        is_lost = last.is_fallback and last.health.expired(now)
+        return last.health.last_error if is_lost else None
 
     def begins_again(self, now: float) -> None:
         """Something is asked after a time in which nothing was."""

@@ -155,6 +155,25 @@ def test_the_fallback_answers_while_the_others_are_away_and_is_filed_under_their
 
 @pytest.mark.row("L4")
 @pytest.mark.row("T-FALLBACK")
+def test_a_row_does_not_wait_for_ever_for_a_fallback_that_never_comes_back() -> None:
+    faults = [Fault(kind="error_500", pattern="hard")]
+    with ScriptedEndpoint(default="echo", faults=faults) as server:
+        nowhere = Endpoint(url="http://127.0.0.1:9/v1", model="small")
+        with engine(server.url, fallback=nowhere, max_outage_s=0.5) as handle:
+            found = answers(
+                handle, [ask(text) for text in ("easy", "hard", "hard, too", "easy, too")]
+            )
+            assert [outcome(a) for a in found] == [
+                "easy",
+                "<connection>",
+                "<connection>",
+                "easy, too",
+            ]
+            assert [outcome(a) for a in answers(handle, [ask("easy at last")])] == ["easy at last"]
+
+
+@pytest.mark.row("L4")
+@pytest.mark.row("T-FALLBACK")
 def test_a_row_that_fails_everywhere_else_is_asked_of_the_fallback_once_and_marked_after_that() -> (
     None
 ):
