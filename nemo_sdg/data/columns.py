@@ -1,7 +1,7 @@
 """Columns added to a frame and taken from it, all at once.
 
-Setting ten columns of a pandas frame one after the other takes longer than all the work on a small
-partition; a frame that is made anew out of columns takes a seventh of it.
+Setting five columns of a pandas 3 frame one after the other took 1.5 ms, making the frame anew out
+of all its columns a seventh of that (200 rows, 2026-11-28, 2 cores of an AMD EPYC, busy).
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ class Request:
         return _json(body, unsupported)
 
 
-# Not frozen: one of each is made for every answer, and frozen fields take four times as long.
+# Not frozen: one of each is made for every answer, and frozen fields take twice as long.
 @dataclass(kw_only=True, slots=True)
 class Choice:
     """One sample. `text` is the answer without its reasoning, "" where the server sent none."""

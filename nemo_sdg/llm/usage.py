@@ -10,7 +10,7 @@ ESTIMATED = "is_estimated"
 """Stands in the `usage` of a reply whose tokens are ours."""
 
 
-# Not frozen: one is made for every answer, and frozen fields take four times as long.
+# Not frozen: one is made for every answer, and frozen fields take twice as long.
 @dataclass(kw_only=True, slots=True, unsafe_hash=True)
 class Usage:
     """Tokens as the server counted them. `reasoning` is part of `output`, `cached` of `input`.
