@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,27 +118,15 @@ class Backlog:
         return (session, -item.stage, -item.cost, number, item)
 
 
-class DividedBacklog(Backlog):
-    """Two queues: what may only go to the fallback holds up nothing that may go elsewhere.
+class SeveralQueues(Backlog):
+    """Requests in several queues: what holds for all of them at once."""
 
-    The fallback's is the first: while all others are down, both are sent to it.
-
-    Args:
-        ordinary: takes everything else.
-    """
-
-    def __init__(self, ordinary: Backlog) -> None:
+    def __init__(self, parts: Iterable[Backlog]) -> None:
         super().__init__()
-        self._ordinary, self._for_fallback = ordinary, Backlog()
-        self.queues = (self._for_fallback, self._ordinary)
+        self._parts = tuple(parts)
 
     def __len__(self) -> int:
-        return len(self._ordinary) + len(self._for_fallback)
-
-    @property
-    def first(self) -> Item | None:
-        """The next request of either that anybody still waits for."""
-        return self._for_fallback.first or self._ordinary.first
+        return sum(map(len, self._parts))
 
     @property
     def is_tail(self) -> bool:
@@ -147,18 +136,44 @@ class DividedBacklog(Backlog):
     @is_tail.setter
     def is_tail(self, is_tail: bool) -> None:
         self._is_tail = is_tail
-        for queue in self.queues:
-            queue.is_tail = is_tail
-
-    def push(self, item: Item) -> None:
-        """Put a request into the queue of where it may go."""
-        (self._for_fallback if item.is_for_fallback else self._ordinary).push(item)
-
-    def pop(self) -> None:
-        """Take the first request out."""
-        (self._ordinary if self._for_fallback.first is None else self._for_fallback).pop()
+        for part in self._parts:
+            part.is_tail = is_tail
 
     def clear(self) -> None:
         """Give up all that waits."""
-        for queue in self.queues:
-            queue.clear()
+        for part in self._parts:
+            part.clear()
+
+
+class DividedBacklog(SeveralQueues):
+    """What cannot go everywhere waits for itself, and holds up nothing that can.
+
+    What may only go to the fallback has a queue, and for each endpoint what it has just failed has
+    one. They come first: what is in them was sent before.
+
+    Args:
+        ordinary: takes everything else.
+        replicas: endpoints that a request may avoid.
+    """
+
+    def __init__(self, ordinary: Backlog, replicas: Sequence[Replica]) -> None:
+        self.for_fallback, self._ordinary = Backlog(), ordinary
+        self._avoiding = {id(replica): Backlog() for replica in replicas}
+        super().__init__((self.for_fallback, *self._avoiding.values(), ordinary))
+        self.queues = self._parts
+
+    @property
+    def first(self) -> Item | None:
+        """A request that anybody still waits for, the next one of its queue."""
+        return next((item for queue in self.queues if (item := queue.first) is not None), None)
+
+    def push(self, item: Item) -> None:
+        """Put a request into the queue of where it may go."""
+        if item.is_for_fallback:
+            self.for_fallback.push(item)
+        else:
+            self._avoiding.get(id(item.avoided), self._ordinary).push(item)
+
+    def pop(self) -> None:
+        """Take that request out."""
+        next(queue for queue in self.queues if queue.first is not None).pop()

@@ -65,8 +65,10 @@ class Engine:
         self._prefix_size = config.endpoint.group_prefixes
         self._grouped = GroupedBacklog(config.served_alike) if self._prefix_size else None
         self.backlog = Backlog() if self._grouped is None else self._grouped
-        if config.fallback is not None:
-            self.backlog = DividedBacklog(self.backlog)
+        self._for_fallback = Backlog()
+        if len(self.fleet.replicas) > 1:
+            self.backlog = divided = DividedBacklog(self.backlog, self.fleet.primaries)
+            self._for_fallback = divided.for_fallback
         self.open: dict[tuple[str, ...], Item] = {}
         self.counts: Counter[str] = Counter()
         self.fatal: NemoSdgError | None = None
@@ -343,7 +345,7 @@ class Engine:
         if self.open and self.fleet.is_out(now):
             self._stop(self.fleet.outage())
         elif (error := self.fleet.lost_fallback(now)) is not None:
-            waiting = self.backlog.queues[0]  # for the fallback, and nothing else may answer them
+            waiting = self._for_fallback  # and nothing else may answer them
             while (item := waiting.first) is not None:
                 waiting.pop()
                 self._give_up(item, error)

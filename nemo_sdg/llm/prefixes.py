@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from operator import itemgetter
 
-from nemo_sdg.llm.backlog import Backlog, Item, Place
+from nemo_sdg.llm.backlog import Backlog, Item, Place, SeveralQueues
 from nemo_sdg.llm.replica import Replica
 
 # In no text stands a quotation mark that is not escaped, so none of these does.
@@ -105,7 +105,7 @@ class _Queue(Backlog):
         return (session, stage, (first_cost, group, cost), number, item)
 
 
-class GroupedBacklog(Backlog):
+class GroupedBacklog(SeveralQueues):
     """Requests by the replica that is closest to their prefix, each of these in groups.
 
     A replica with room takes what is closest to it, as long as there is any of the oldest session;
@@ -116,13 +116,10 @@ class GroupedBacklog(Backlog):
     """
 
     def __init__(self, replicas: Sequence[tuple[str, float]]) -> None:
-        super().__init__()
         self._replicas = tuple(replicas)
         self._queues = {address: _Queue() for address, _ in self._replicas}
         self._chosen = next(iter(self._queues.values()))
-
-    def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        super().__init__(self._queues.values())
 
     @property
     def first(self) -> Item | None:
@@ -140,23 +137,10 @@ class GroupedBacklog(Backlog):
         if queue is None or head is None or others is None or head[:2] != others[:2]:
             return first
         item = head[4]
-        if item.is_for_fallback or item.avoided is replica:
-            return first
         if replica.wait_s(now, len(item.body), item.output_tokens) > 0:
             return first
         self._chosen = queue
         return item
-
-    @property
-    def is_tail(self) -> bool:
-        """Whether nothing is left to let in; set it when that changes."""
-        return self._is_tail
-
-    @is_tail.setter
-    def is_tail(self, is_tail: bool) -> None:
-        self._is_tail = is_tail
-        for queue in self._queues.values():
-            queue.is_tail = is_tail
 
     def push(self, item: Item) -> None:
         """Put a request to those that begin like it."""
@@ -165,8 +149,3 @@ class GroupedBacklog(Backlog):
     def pop(self) -> None:
         """Take out the request that was returned last."""
         self._chosen.pop()
-
-    def clear(self) -> None:
-        """Give up all that waits."""
-        for queue in self._queues.values():
-            queue.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llm_engine_kit import (
@@ -213,29 +214,51 @@ def test_rows_that_wait_for_a_busy_fallback_hold_up_no_others(size: int) -> None
         assert small.log.max_in_flight == 1
 
 
-def test_what_waits_for_the_fallback_is_counted_and_dropped() -> None:
-    def item(number: int, *, is_for_fallback: bool) -> Item:
+@pytest.mark.parametrize("size", [0, 400])
+def test_rows_that_wait_for_a_busy_replica_hold_up_no_others(size: int) -> None:
+    faults = [Fault(kind="error_500", pattern="hard")]
+    with (
+        ScriptedEndpoint(default="echo", faults=faults, latency=fixed(0.01)) as server,
+        ScriptedEndpoint(default="echo", latency=fixed(0.25)) as busy,
+    ):
+        main = endpoint_at(server.url, concurrency=4, group_prefixes=size, weight=100.0)
+        replica = endpoint_at(busy.url, concurrency=1, group_prefixes=size)
+        asked = [f"hard {i} " + "costly " * 50 for i in range(12)]
+        asked += [f"easy {i}" for i in range(200)]
+        with engine(main, concurrency=None, replicas=(replica,)) as handle:
+            assert texts(answers(handle, [ask(text) for text in asked])) == asked
+        hard = [e.arrival_s for e in busy.log.entries if e.text.startswith("hard")]
+        easy = [e.arrival_s for e in server.log.entries if e.text.startswith("easy")]
+        assert len(hard) == 12
+        assert max(easy) < sorted(hard)[6], "the first is asked on while the other one is full"
+
+
+def test_what_cannot_go_everywhere_waits_for_itself_is_counted_and_dropped() -> None:
+    failed: Any = object()
+
+    def item(number: int) -> Item:
         made = Item((str(number),), "chat", "m", b"x" * number, 1, 0, 0)
-        made.is_for_fallback = is_for_fallback
+        made.is_for_fallback = number % 3 == 0
+        made.avoided = failed if number % 3 != 1 else None
         made.waiters.append((0, number))
         return made
 
-    backlog = DividedBacklog(Backlog())
-    items = [item(i, is_for_fallback=i % 2 == 0) for i in range(4)]
+    backlog = DividedBacklog(Backlog(), [failed])
+    items = [item(i) for i in range(6)]
     for one in items:
         backlog.push(one)
-    assert len(backlog) == 4
-    assert [queue.first for queue in backlog.queues] == [items[2], items[3]]
+    assert len(backlog) == 6
+    assert [queue.first for queue in backlog.queues] == [items[3], items[5], items[4]]
+    assert backlog.for_fallback.first is items[3]
     backlog.is_tail = True
     assert backlog.is_tail and all(queue.is_tail for queue in backlog.queues)
-    for one in (items[1], items[3]):
+    for one in items[3:]:
         one.waiters.clear()
-    assert backlog.first is items[2]
-    backlog.pop()
-    assert backlog.first is items[0]
-    backlog.pop()
+    for number in (0, 2, 1):
+        assert backlog.first is items[number]
+        backlog.pop()
     assert backlog.first is None
-    backlog.push(item(6, is_for_fallback=True))
+    backlog.push(item(6))
     backlog.clear()
     assert len(backlog) == 0
 

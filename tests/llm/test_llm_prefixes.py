@@ -88,30 +88,36 @@ def test_the_bytes_of_messages_in_parts_count() -> None:
     assert prefix_of(last[0], 20) == prefix_of(last[1], 20)
 
 
-def test_nothing_meant_for_the_fallback_is_taken_by_a_replica_that_is_closer() -> None:
-    class Free:
+@pytest.mark.parametrize("wait_s", [0.0, 1.0])
+def test_a_replica_takes_what_is_closest_to_it_as_long_as_it_may_have_it_now(
+    wait_s: float,
+) -> None:
+    class Some:
         endpoint = endpoint_at("http://a/v1")
 
         def wait_s(self, *_: object) -> float:
-            return 0.0
+            return wait_s
 
-    replica: Any = Free()
-    for is_for_fallback in (False, True):
-        backlog = GroupedBacklog([("http://a/v1", 1.0), ("http://b/v1", 1.0)])
-        of: dict[str, Item] = {}
-        for number in range(100):
-            prefix = number.to_bytes(8)
-            address = closest(prefix, (("http://a/v1", 1.0), ("http://b/v1", 1.0)))
-            of.setdefault(address, Item(("k",), "chat", MODEL, b"", 1, 0, 0, prefix=prefix))
-        here, there = of["http://a/v1"], of["http://b/v1"]
-        here.is_for_fallback = is_for_fallback
-        there.body = b"costlier"
-        for item in (there, here):
-            item.waiters.append((0, 0))
-            backlog.push(item)
-        assert backlog.first is there
-        taken = backlog.closer(there, replica, 0.0)
-        assert taken is (there if is_for_fallback else here)
+    replica: Any = Some()
+    two = (("http://a/v1", 1.0), ("http://b/v1", 1.0))
+    backlog = GroupedBacklog(two)
+    of: dict[str, Item] = {}
+    for number in range(100):
+        prefix = number.to_bytes(8)
+        item = Item(("k",), "chat", MODEL, b"", 1, 0, 0, prefix=prefix)
+        of.setdefault(closest(prefix, two), item)
+    here, there = of["http://a/v1"], of["http://b/v1"]
+    there.body = b"costlier"
+    for item in (there, here):
+        item.waiters.append((0, 0))
+        backlog.push(item)
+    assert len(backlog) == 2
+    assert backlog.first is there
+    assert backlog.closer(there, replica, 0.0) is (there if wait_s else here)
+    backlog.pop()
+    assert backlog.first is (here if wait_s else there)
+    backlog.clear()
+    assert len(backlog) == 0
 
 
 def test_prefixes_are_shared_out_by_weight_and_few_move() -> None:
