@@ -112,10 +112,16 @@ def _lines(planned: RunPlan) -> Iterator[str]:
     if planned.total.is_least:
         yield "≥: what a flow asks besides depends on its answers; --pilot N finds out"
     yield f"input tokens: counted on every row with the tokenizer {planned.tokenizer}"
-    if planned.is_estimate:
+    if planned.is_estimate and planned.pilot is None:
         yield (
             "    it stands in for the model's own, which is not on this machine (a server that "
             "counts is not asked): name that with --tokenizer"
+        )
+    elif planned.is_estimate:
+        yield (
+            "    it stands in for the model's own, which is not on this machine; where the server "
+            "counts, figures are corrected by what it counted in the pilot's partitions, and ± "
+            "does not know how far the others differ: name the model's own with --tokenizer"
         )
     if planned.total.cost is None:
         yield "cost: unknown (no price given: --price-in, --price-out)"

@@ -19,7 +19,7 @@ from nemo_sdg.llm.engine_config import EngineConfig
 from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.count import Counted, asks_by_answers, cost, counting_here, ground
 from nemo_sdg.pipelines.job import Job
-from nemo_sdg.pipelines.pilot import Asked
+from nemo_sdg.pipelines.pilot import Asked, corrected
 from nemo_sdg.pipelines.predict import Band, Total, span_s, together, total
 
 ANSWER_BYTES, PROVENANCE_BYTES, PART_BYTES, BYTES_PER_TOKEN = 550, 60, 15_000, 4.5
@@ -207,6 +207,7 @@ class _Measured:
     """The totals of one task that follow from the rows of it that were asked."""
 
     def __init__(self, sums: Counted, asked: Asked, endpoint: Endpoint) -> None:
+        sums = corrected(sums, asked)
         self.sums, self.asked = sums, asked
         self.requests = total(
             asked.first, asked.requests, num_rows=sums.rows, sum_sizes=sums.requests

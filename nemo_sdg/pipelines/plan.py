@@ -95,7 +95,7 @@ def plan(
         for chain in job.chains:
             name = chain.task.name
             parts = [part for part in job.parts if part.chain is chain]
-            asked[name] = ask(chain, parts, [one.rows for one in found[name]], wanted=pilot)
+            asked[name] = ask(chain, parts, found[name], wanted=pilot)
         return outlook(job, endpoint, found, asked, output)
 
 

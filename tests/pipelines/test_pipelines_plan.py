@@ -322,13 +322,19 @@ def test_a_pilot_of_everything_is_no_estimate(talker: Any, tmp_path: Path) -> No
     assert planned.total.output_tokens.error == 0
 
 
+@pytest.mark.cluster
 def test_a_server_that_counts_is_asked_by_a_pilot(
-    scripted: Callable[..., Any], tmp_path: Path
+    client: Any, scripted: Callable[..., Any], tmp_path: Path
 ) -> None:
     server = scripted(kind="vllm", rules=[("Sum up", retold)])
-    source = varied(tmp_path / "in.jsonl", 60)
+    source = varied(tmp_path / "in.jsonl", 120)
     task = rig.SUMMARY | {"budget": {"max_input_tokens": 60, "max_output_tokens": 100}}
-    recipe = rig.recipe_for(server.url, source, tasks=[task], tokenizer=None)
+    recipe = rig.recipe_for(server.url, source, tasks=[task], tokenizer=None, partition_size="16KB")
+    counted_here = plan(recipe).total.requests
     planned = plan(recipe, output=tmp_path / "out", pilot=15)
     assert planned.is_estimate and planned.pilot is not None
     assert planned.pilot.rows == len(rig.asked(server.log)) >= 12
+    run(recipe, tmp_path / "out", client=client)
+    sent = len(rig.asked(server.log))
+    assert counted_here > 1.3 * sent, "the server's tokenizer makes fewer segments"
+    assert planned.total.requests == planned.total.rows == pytest.approx(sent, rel=0.05)
