@@ -44,6 +44,8 @@ FIELDS = (
     "scheduler",
     "ledger",
     "stream",
+    "hedge",
+    "group_prefixes",
     "price_in",
     "price_out",
     "max_requests",
