@@ -87,6 +87,7 @@ def plain_pairs(
         answer = answer.strip()
         if (
             not question[:1].isalpha()
+            or question[1:2] in (".", ")")  # as of an item "A." of a list
             or question[-1] not in _SENTENCE_ENDS
             or not answer
             or answer[0] in _WRAPS

@@ -22,6 +22,7 @@ _BATCH_CHARS = 1_000_000
 _TEXT_COST = 100  # what a text takes beside its tokens, in characters
 _OVERLAP_CHARS = 4_000
 _AGREEING_TOKENS = 8
+_BEGINNINGS = 4
 
 
 class Engine(Protocol):
@@ -153,17 +154,23 @@ def _count_long(engine: ExactEngine, text: str) -> int:
     starts, ids = engine.tokens(text[:_BATCH_CHARS])
     first = 0  # the tokens of this window that the last one counted already
     while begin + _BATCH_CHARS < len(text):
-        next_begin = begin + _BATCH_CHARS - _OVERLAP_CHARS
-        next_starts, next_ids = engine.tokens(text[next_begin : next_begin + _BATCH_CHARS])
-        here, there = _agree(starts + begin, ids, next_starts + next_begin, next_ids)
+        window = starts + begin
+        low = int(np.searchsorted(window, begin + _BATCH_CHARS - _OVERLAP_CHARS))
+        # A window begins with a token; where groups of digits are out of step, with the next one.
+        for next_begin in window[low : low + _BEGINNINGS].tolist() or [begin + _BATCH_CHARS]:
+            starts, next_ids = engine.tokens(text[next_begin : next_begin + _BATCH_CHARS])
+            agreed = _agree(window, ids, starts + next_begin, next_ids)
+            if agreed is not None:
+                break
+        here, there = agreed or _middle(window, starts + next_begin)
         total += here - first
-        begin, starts, ids, first = next_begin, next_starts, next_ids, there
+        begin, ids, first = next_begin, next_ids, there
     return total + len(ids) - first
 
 
 def _agree(
     starts: Counts, ids: Sequence[int], next_starts: Counts, next_ids: Sequence[int]
-) -> tuple[int, int]:
+) -> tuple[int, int] | None:
     """Find where two overlapping windows go on alike: the token in the one and in the other."""
     low = int(np.searchsorted(starts, next_starts[0]))
     here = list(zip(starts[low:].tolist(), ids[low:], strict=True))
@@ -176,5 +183,10 @@ def _agree(
         # The first tokens of a window may be torn: agreement must not begin at its very edge.
         if number and match is not None and here[match : match + _AGREEING_TOKENS] == run:
             return low + match, number
+    return None
+
+
+def _middle(starts: Counts, next_starts: Counts) -> tuple[int, int]:
+    """Part two windows that agree nowhere in the middle of what they have in common."""
     middle = (next_starts[0] + starts[-1]) // 2
     return int(np.searchsorted(starts, middle)), int(np.searchsorted(next_starts, middle))

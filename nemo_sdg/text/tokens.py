@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from nemo_sdg.data.backend import from_arrow, is_cudf, to_arrow
-from nemo_sdg.errors import TokenizerError
+from nemo_sdg.errors import DataError, TokenizerError
 from nemo_sdg.text.chat import ChatTemplate, Messages, plain_chat, read_chat_template
 from nemo_sdg.text.cut import cut_once
 from nemo_sdg.text.engines import (
@@ -112,8 +112,14 @@ class Tokenizer:
             text whole. The other engines take about 1 M characters; a longer text is counted in
             overlapping windows that are stitched where both agree, which is exact unless the text
             is one endless word (then within a token per window).
+
+        Raises:
+            DataError: one of them is no text; the message tells which.
         """
-        return self._engine.count(texts)
+        try:
+            return self._engine.count(texts)
+        except TypeError:
+            raise _no_text(texts) from None
 
     def count_lines(self, lines: Spans) -> tuple[Counts, LineTokens | None]:
         r"""Count the lines of texts; where split rules allow, from one tokenization of the texts.
@@ -375,6 +381,18 @@ def _open_auto(folder: Path, name: str) -> tuple[GpuEngine, str]:
 def _engine(tokenizer: Any, content: str) -> GpuEngine:
     reference = ExactEngine(tokenizer)
     return GpuEngine(open_fast(reference, content), reference, content)
+
+
+def _no_text(texts: Texts) -> DataError:
+    """Return what is wrong with texts that no engine takes."""
+    if isinstance(texts, (pa.Array, pa.ChunkedArray)):
+        return DataError(f"only texts have tokens: the column holds {texts.type}, not strings")
+    for row, text in enumerate(texts):
+        if text is not None and not isinstance(text, str):
+            return DataError(f"only texts have tokens: row {row} holds {type(text).__name__}")
+        if text and text.encode(errors="ignore") != text.encode(errors="surrogatepass"):
+            return DataError(f"row {row} is not Unicode: it holds half of a surrogate pair")
+    return DataError("the tokenizer does not take these texts")
 
 
 def _sha256(*parts: str) -> str:

@@ -136,6 +136,8 @@ def test_a_tag_is_seen_before_its_colon_wherever_the_pattern_finds_it(seed):
         "- Question: What Answer: it",
         "- Question: Why. Antwort: it? Answer: it",
         "- Question: What? Answer: ```x```",
+        "- Question: A. Answer: Iron. Answer: rust",
+        "- Question: A) Answer: Iron. Answer: rust",
     ],
 )
 def test_what_could_be_read_otherwise_is_left_to_the_general_way(text):

@@ -17,8 +17,8 @@ import pytest
 import tokenizers
 from text_tiny_tokenizer import write_tokenizer
 
-from nemo_sdg.errors import TokenizerError
-from nemo_sdg.text import engines
+from nemo_sdg.errors import DataError, TokenizerError
+from nemo_sdg.text import engines, tokens
 from nemo_sdg.text.tokens import load_tokenizer
 
 CHAT = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "Hello there"}]
@@ -94,13 +94,38 @@ def test_batches_of_any_size_count_alike(tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", [PROSE[:60_000], CHINESE, "🎉 and " * 4_000], ids=["en", "zh", "emoji"]
+    "text",
+    [PROSE[:60_000], CHINESE, "🎉 and " * 4_000],
+    ids=["en", "zh", "emoji"],
 )
 def test_long_texts_are_counted_exactly_in_windows(reference, monkeypatch, text):
     monkeypatch.setattr(engines, "_BATCH_CHARS", 5_000)
     monkeypatch.setattr(engines, "_OVERLAP_CHARS", 400)
     exact = len(reference.encode(text, add_special_tokens=False))
     assert engines.ExactEngine(reference).count(["a", text, "b"]).tolist()[1] == exact
+
+
+@pytest.mark.parametrize("before", ["a", "ab", "abc"])
+def test_groups_of_digits_are_in_step_from_window_to_window(monkeypatch, before):
+    bundled = tokenizers.Tokenizer.from_file(str(tokens._BUNDLED_FOLDER / "tokenizer.json"))
+    monkeypatch.setattr(engines, "_BATCH_CHARS", 5_000)
+    monkeypatch.setattr(engines, "_OVERLAP_CHARS", 400)
+    text = before + "1234567890" * 3_000
+    exact = len(bundled.encode(text, add_special_tokens=False))
+    assert engines.ExactEngine(bundled).count([text])[0] == exact
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["a", "\ud800b"], "row 1 is not Unicode"),
+        (["a", None, 3], "row 2 holds int"),
+        (pa.array([1, 2]), "the column holds int64"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(tokenizer, texts, told):
+    with pytest.raises(DataError, match=told):
+        tokenizer.count(texts)
 
 
 def test_no_call_encodes_more_than_one_window_of_a_long_text(reference, monkeypatch):
