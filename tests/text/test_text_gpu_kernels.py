@@ -247,6 +247,25 @@ def test_a_column_of_cudf_is_counted_by_the_kernels(simulated: Any) -> None:
     assert told["noted"]["cpu"] == {"added_token": {"rows": 1, "bytes": 11}}
 
 
+def test_rows_are_left_to_the_processor_for_the_reason_that_is_told(simulated: Any) -> None:
+    told = simulated["left"]
+    assert told["counts"] == told["wanted"]
+    assert told["noted"]["gpu"] == {"rows": 1, "bytes": 8}
+    assert told["noted"]["cpu"] == {
+        "added_token": {"rows": 1, "bytes": 13},
+        "long_word": {"rows": 1, "bytes": 1100},
+        "unsettled": {"rows": 2, "bytes": 9 + 11},
+    }
+
+
+def test_a_row_whose_words_find_no_place_in_a_queue_is_left_to_the_processor(
+    simulated: Any,
+) -> None:
+    told = simulated["queue_full"]
+    assert told["counts"] == told["wanted"]
+    assert told["noted"]["cpu"] == {"queue_full": {"rows": 1, "bytes": 25}}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_more_strings_are_exact_in_the_simulator() -> None:

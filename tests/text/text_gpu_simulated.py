@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import text_card_stand_in as card
 import text_gpu_rig as rig
+from tokenizers import normalizers
 
 from nemo_sdg.text.counted import counting
 from nemo_sdg.text.engines import ExactEngine
@@ -100,11 +101,32 @@ class OnHost(device.DeviceCounter):
 
 def wired() -> dict[str, Any]:
     """Count a column of cuDF through the engine: its memory goes to the kernels as it lies."""
-    tokenizer = rig.trained("cl100k")
+    return through_engine(
+        rig.trained("cl100k"), ["skipped", "one two", None, "x <|end|> y", "naïve 語", ""]
+    )
+
+
+def left() -> dict[str, Any]:
+    """Count rows that the kernels leave to the processor, one for each reason but a full queue."""
+    tokenizer = rig.trained("gpt2")
+    tokenizer.normalizer = normalizers.NFC()
+    texts = ["skipped", "ready é", "e\u0301 apart", "w" * 1100, "<|end|> of it", "<|end|> e\u0301"]
+    return through_engine(tokenizer, texts)
+
+
+def queue_full() -> dict[str, Any]:
+    """Count rows with more words that are no token than the queues have places."""
+    device.queue_room = lambda size, chunk: kernels.QUEUES
+    return through_engine(
+        rig.trained("cl100k"), ["skipped", "one two", "xqzj kvbw fpgc mydhu vvwk"]
+    )
+
+
+def through_engine(tokenizer: Any, texts: list[str | None]) -> dict[str, Any]:
+    """Count all texts but the first."""
     reference = ExactEngine(tokenizer)
     gpu_engine.hard_strings = lambda: ["don't", "語 模型", "1234\r\n"]
     gpu_engine.hard_strings_for = lambda tokenizer: []
-    texts = ["skipped", "one two", None, "x <|end|> y", "naïve 語", ""]
     gpu_engine.open_counter = OnHost
     with card.card_libraries(), counting() as noted:
         engine = gpu_engine.GpuEngine(reference, reference, tokenizer.to_str())
@@ -122,7 +144,12 @@ def main() -> None:
         setattr(kernels, name, Noted(name))
     is_all = sys.argv[1:] == ["all"]
     told = {rules: counted(rules, is_all) for rules in SETTINGS}
-    sys.stdout.write(json.dumps(told | {"wired": wired(), "launches": launches}))
+    told |= {
+        "wired": wired(),
+        "left": left(),
+        "queue_full": queue_full(),
+    }  # the last one changes it
+    sys.stdout.write(json.dumps(told | {"launches": launches}))
 
 
 if __name__ == "__main__":

@@ -87,8 +87,7 @@ class DeviceCounter:
                 status,
             )  # fmt: skip
         size = min(slab, end - first)
-        # A quarter of the bytes is plenty of words that are no token; one warp can always go on.
-        room = kernels.QUEUES * (size // (4 * kernels.QUEUES) + kernels.WARP * chunk // 2)
+        room = queue_room(size, chunk)
         queue = _given(_empty(room, np.int64)), _given(_empty(room, np.int32))
         room = size // kernels.MEDIUM + 1
         long_queue = _given(_empty(room, np.int64)), _given(_empty(room, np.int32))
@@ -108,6 +107,12 @@ class DeviceCounter:
             kernels.merge_long[blocks, kernels.WARP](
                 chars, *long_queue, tails[-1:], *self._merges, counts
             )
+
+
+def queue_room(size: int, chunk: int) -> int:
+    """Give the places of the queues for so many bytes; words that find none cost their row."""
+    # A quarter of the bytes is plenty of words that are no token; one warp can always go on.
+    return kernels.QUEUES * (size // (4 * kernels.QUEUES) + kernels.WARP * chunk // 2)
 
 
 def _blocks(work: int, each: int) -> int:
