@@ -47,7 +47,7 @@ from nemo_sdg.stages.waiting import (
 from nemo_sdg.tasks.task import FlowTask, Task, stamp_of
 
 _NOT_FROM_COLUMNS = ("n", "schema", "extra_body", "stop", "stop_when")
-NO_INPUT = "a column that the prompt needs is null"
+NO_INPUT = "a column that the prompt needs is null, or the text is empty"
 _WHOLE = ("top_k", "max_output_tokens", "logprobs")  # pandas makes floats of integers with gaps
 
 
@@ -81,7 +81,7 @@ class Generate(Stage):
     return no value and no reason, the reason is `empty`.
 
     Requests: one a row, up to `task.content_tries` where answers are of no use; a flow's own
-    number. A row whose text is null costs none.
+    number. A row whose text is null or empty costs none.
 
     Args:
         task: what to ask.
@@ -221,7 +221,7 @@ class Generate(Stage):
         asks_as_declared = not (self.from_columns or known.poisonous or known.again)
         form = form_of_task(self.task, self.endpoint.model) if asks_as_declared else None
         if form is not None and isinstance(self.task, Task):
-            columns = {name: to_values(frame[column]) for name, column in self.inputs.items()}
+            columns = self._input_values(frame)
             crowd = OneQuestion(
                 self.task,
                 model=self.endpoint.model,
@@ -328,9 +328,17 @@ class Generate(Stage):
         failed = [sample for sample in read if isinstance(sample, RowError)]
         return failed[0] if len(failed) == len(read) else read
 
+    def _input_values(self, frame: Any) -> dict[str, list[Any]]:
+        """Return what the prompts are filled with; an empty text is none."""
+        values = {name: to_values(frame[column]) for name, column in self.inputs.items()}
+        for name, column in self.inputs.items():
+            if column == self.text_field and "" in values[name]:
+                values[name] = [None if text == "" else text for text in values[name]]
+        return values
+
     def _values(self, frame: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Yield for every row the prompt's values and the sampling from columns."""
-        inputs = {name: to_values(frame[column]) for name, column in self.inputs.items()}
+        inputs = self._input_values(frame)
         chosen = {
             name: to_values(frame[column].astype("Int64") if name in _WHOLE else frame[column])
             for name, column in self.from_columns.items()

@@ -33,7 +33,12 @@ ACCESSORS = {
     "list": "cudf.core.accessors.lists:ListMethods",
 }
 
-# What the scan cannot see: methods of columns themselves, and functions. (place, name, arguments)
+# Asked of pandas alone, where the code knows that the frame is none of cuDF's.
+OF_PANDAS: set[str] = set()
+
+KINDS = {"cudf:Series": pd.Series, "cudf:DataFrame": pd.DataFrame, "cudf:Index": pd.Index}
+
+# What the scans cannot see: functions, and what pandas does not have. (place, name, arguments)
 TABLE = [
     ("cudf:Series", "astype", []),
     ("cudf:Series", "factorize", []),
@@ -97,6 +102,34 @@ def accessor_uses(source: str) -> set[tuple[str, str, tuple[str, ...]]]:
     return {(*place, tuple(sorted(keywords))) for place, keywords in uses.items()}
 
 
+def frame_uses(source: str) -> set[tuple[str, str, tuple[str, ...]]]:
+    """Find what may be asked of a frame, a column or an index: kind, name, keywords.
+
+    That is every attribute by a name that pandas has, with the keywords that pandas knows, whatever
+    it is asked of: a dictionary's `items` is found too, which does no harm.
+    """
+    uses: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(source)):
+        called = isinstance(node, ast.Call)
+        asked = node.func if called else node
+        if isinstance(asked, ast.Attribute) and not asked.attr.startswith("_"):
+            keywords = [k.arg for k in node.keywords if k.arg] if called else []
+            uses.setdefault(asked.attr, set()).update(keywords)
+    return {
+        (kind, name, tuple(sorted(keywords & parameters_of(getattr(of_pandas, name)))))
+        for name, keywords in uses.items()
+        for kind, of_pandas in KINDS.items()
+        if hasattr(of_pandas, name) and name not in OF_PANDAS
+    }
+
+
+def parameters_of(member: object) -> set[str]:
+    try:
+        return set(inspect.signature(member).parameters) if callable(member) else set()
+    except ValueError:
+        return set()
+
+
 def array_uses(source: str) -> set[tuple[str, tuple[str, ...]]]:
     """Find what is asked of `xp`, which is cupy on a card: name, keywords."""
     uses: dict[str, set[str]] = {}
@@ -115,6 +148,9 @@ def array_uses(source: str) -> set[tuple[str, tuple[str, ...]]]:
 
 ARRAY_USES = sorted({u for path in SOURCES for u in array_uses(path.read_text(encoding="utf-8"))})
 USES = sorted({use for path in SOURCES for use in accessor_uses(path.read_text(encoding="utf-8"))})
+FRAME_USES = sorted(
+    use for use in frame_uses("\n".join(path.read_text(encoding="utf-8") for path in SOURCES))
+)
 
 
 def resolve(place: str):
@@ -162,6 +198,11 @@ def test_the_check_finds_what_is_missing():
 @pytest.mark.parametrize(("accessor", "name", "keywords"), USES, ids=lambda v: str(v) or "-")
 def test_cudf_has_each_accessor_method(accessor, name, keywords):
     check(resolve(ACCESSORS[accessor]), name, keywords)
+
+
+@pytest.mark.parametrize(("kind", "name", "keywords"), FRAME_USES, ids=lambda v: str(v) or "-")
+def test_cudf_has_what_is_asked_of_frames(kind, name, keywords):
+    check(resolve(kind), name, keywords)
 
 
 @pytest.mark.parametrize(("name", "keywords"), ARRAY_USES, ids=lambda v: str(v) or "-")

@@ -263,9 +263,12 @@ def test_wrong_configuration_is_told_at_once(server: Any) -> None:
 # ------------------------------------------------------------------------------------ what is asked
 
 
-def test_a_null_text_is_a_reason_and_costs_nothing(server: Any, log: Any) -> None:
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_text_that_is_null_or_empty_is_a_reason_and_costs_nothing(
+    server: Any, log: Any, nothing: str | None
+) -> None:
     frame = texts(4)
-    frame.loc[1, "text"] = None
+    frame.loc[1, "text"] = nothing
     record = Record(task="echo")
     made = stage(server).apply(frame, record)
     assert list(made["answer_error"].isna()) == [True, False, True, True]
