@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 from nemo_sdg.data.frames import schema_of
 from nemo_sdg.errors import ConfigurationError, RunStopped
@@ -74,51 +74,68 @@ def do_work(
         announce(job, endpoint, planned, observer)
     is_only = len(job.chains) == 1
     folder.begin([folder.data(c.task.name, is_only=is_only) for c in job.chains])
-    gathered: Gathered | None = None
-    was_cut = True
-    try:
-        with (
-            open_cluster(job.recipe, endpoint, client, on_gpu=job.is_on_gpu) as cluster,
-            _engines_stopped(cluster, endpoint) as run,
-        ):
-            servers = job.chains[0].generate.config().endpoints
-            for server in () if replays else servers:
-                cluster.run(worker_preflight, server)
-            making = Making(
-                folder=folder,
-                is_only=is_only,
-                run=run,
-                settings=settings_of(job.recipe),
-                letters=letters,
-                replays=replays,
-                round=this,
-            )
-            gathered = Gathered(
-                parts_total=len(job.parts),
-                requests_total=None if planned is None else planned.requests,
-                parts_found=len(summaries),
-                before=counts_so_far(folder.tries, summaries.values()),
-                is_priced=all(server.is_priced for server in servers),
-            )
-            cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
-            told: set[str] = set()
-            try:
-                watch = Watch(cluster, lease, observer, gathered, run)
-                with leaving_in_peace():
-                    for summary in _computed(due, making, watch):
-                        summaries[summary["task"], summary["number"]] = summary
-                        tell_notes(summary, told, observer.note)
-            finally:
-                with contextlib.suppress(Exception):
-                    cluster.unsubscribe_topic(TOPIC)
-        was_cut = False
-    finally:  # whatever ended it: what was paid for stands in tries/
-        if gathered is not None:
-            with contextlib.suppress(OSError):
-                counts = counts_so_far(folder.tries, summaries.values(), was_cut=was_cut)
-                gathered.conclude(counts)
-                observer.progress(gathered.state())
+    with (
+        _LastWord(folder, observer, summaries) as last_word,  # when all engines have ended
+        open_cluster(job.recipe, endpoint, client, on_gpu=job.is_on_gpu) as cluster,
+        _engines_stopped(cluster, endpoint) as run,
+    ):
+        servers = job.chains[0].generate.config().endpoints
+        for server in () if replays else servers:
+            cluster.run(worker_preflight, server)
+        making = Making(
+            folder=folder,
+            is_only=is_only,
+            run=run,
+            settings=settings_of(job.recipe),
+            letters=letters,
+            replays=replays,
+            round=this,
+        )
+        last_word.gathered = gathered = Gathered(
+            parts_total=len(job.parts),
+            requests_total=None if planned is None else planned.requests,
+            parts_found=len(summaries),
+            before=counts_so_far(folder.tries, summaries.values()),
+            is_priced=all(server.is_priced for server in servers),
+        )
+        watch = Watch(cluster, lease, observer, gathered, run)
+        told: set[str] = set()
+        with _heard(cluster, gathered), leaving_in_peace():
+            for summary in _computed(due, making, watch):
+                summaries[summary["task"], summary["number"]] = summary
+                tell_notes(summary, told, observer.note)
     return summaries
+
+
+class _LastWord:
+    """Whatever ends the work: what was paid for by then stands in tries/, and is told."""
+
+    def __init__(self, folder: RunFolder, observer: Observer, summaries: Mapping[Any, Any]) -> None:
+        self._folder, self._observer, self._summaries = folder, observer, summaries
+        self.gathered: Gathered | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.gathered is None:
+            return
+        with contextlib.suppress(OSError):
+            was_cut = kind is not None
+            counts = counts_so_far(self._folder.tries, self._summaries.values(), was_cut=was_cut)
+            self.gathered.conclude(counts)
+            self._observer.progress(self.gathered.state())
+
+
+@contextlib.contextmanager
+def _heard(cluster: Any, gathered: Gathered) -> Iterator[None]:
+    """Take what workers tell of their progress."""
+    cluster.subscribe_topic(TOPIC, lambda event: gathered.take(event[1]))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            cluster.unsubscribe_topic(TOPIC)
 
 
 def _computed(due: list[Part], making: Making, watch: Watch) -> Iterator[dict[str, Any]]:
