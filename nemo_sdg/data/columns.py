@@ -22,12 +22,14 @@ def with_columns(frame: Any, columns: Mapping[str, Any]) -> Any:
         columns: name -> column or array, with a row for each of the frame's. Columns with another
             index are aligned with the frame's.
     """
-    if is_cudf(frame):
+    if is_cudf(frame) or not frame.columns.is_unique:
         changed = frame.copy(deep=False)
         for name, column in columns.items():
             changed[name] = column
         return changed
-    return pd.DataFrame(dict(frame.items()) | dict(columns), index=frame.index, copy=False)
+    changed = pd.DataFrame(dict(frame.items()) | dict(columns), index=frame.index, copy=False)
+    changed.attrs = frame.attrs
+    return changed
 
 
 def without_columns(frame: Any, names: Collection[str]) -> Any:
