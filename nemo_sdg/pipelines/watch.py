@@ -50,8 +50,10 @@ class Watch:
         where `is_guilty` says so, and is computed again otherwise.
         """
         chosen = list(keys)
-        futures = self.cluster.compute([make(key) for key in chosen])
-        waiting = dict(zip(chosen, futures, strict=True))
+        # Nothing else holds the futures: what was taken from one is let go of everywhere.
+        waiting = dict(
+            zip(chosen, self.cluster.compute([make(key) for key in chosen]), strict=True)
+        )
         seen = time.monotonic()
         try:
             while waiting:
@@ -61,10 +63,10 @@ class Watch:
                     self._leave()
                 seen = self._seen(seen)
                 for key in [key for key, future in waiting.items() if future.done()]:
-                    future = waiting.pop(key)
-                    if not _was_blamed(future):
-                        yield key, future.result()
+                    if not _was_blamed(waiting[key]):
+                        yield key, waiting.pop(key).result()
                     elif is_guilty(key):
+                        del waiting[key]
                         yield key, DIED
                     else:
                         waiting[key] = self.cluster.compute(make(key))
