@@ -5,7 +5,7 @@ libraries; what differs (Arrow conversion, splitting, joining, regular expressio
 once for each. The functions take a column and give back a column of the same library:
 
     pieces, counts = split_text(frame["text"], "\n")
-    frame["text"] = join_text(pieces, counts, " ").set_axis(frame.index)
+    joined = join_text(pieces, counts, " ")  # with an index of its own
 
 Nothing here touches a GPU, or imports cuDF, before a cuDF object or the name "cudf" is handed in.
 """
