@@ -26,6 +26,7 @@ from typing import Any, Self
 EVERY_S = 0.05
 LOOK_FOR_NEW_S = 0.25
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _LEFT_OUT = ("raw_server", "changing_server", "scripted_process", "rig/floor", "rig/cpu")
 
 
@@ -33,8 +34,8 @@ class CpuWatch:
     """Watches this process and its descendants while it is entered.
 
     Attributes:
-        most_bytes: largest resident memory of each kind of process, once it has ended.
-        memory: (moment, kind of process -> resident bytes), every reading.
+        most_bytes: largest memory of each kind of process, once it has ended.
+        memory: (moment, kind of process -> bytes resident that are of no file), every reading.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class CpuWatch:
 
     @property
     def most_bytes(self) -> dict[str, int]:
-        """Largest resident memory of each kind of process, summed over those of a kind."""
+        """Largest memory of each kind of process, summed over those of a kind."""
         most: dict[str, int] = {}
         for _, sizes in self.memory:
             for kind, size in sizes.items():
@@ -100,13 +101,18 @@ class CpuWatch:
 
 
 def _stat(pid: int) -> tuple[int, float, int] | None:
-    """Return (parent, seconds of processor time, resident bytes) of a process."""
+    """Return (parent, seconds of processor time, bytes of memory) of a process.
+
+    Memory is what is resident and of no file: pages of mapped files are the system's to take back.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
+        _, resident, of_files, *_ = Path(f"/proc/{pid}/statm").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text.rpartition(")")[2].split()
-    return int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * 4096
+    size = (int(resident) - int(of_files)) * _PAGE
+    return int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICKS, size
 
 
 def _kind(pid: int, root: int) -> str:

@@ -46,7 +46,7 @@ def samples_of(
         rows: list[dict[str, Any]] = []
         for part in parts:
             if len(rows) < ROWS_A_TASK and part["parts"]["data"]["rows"]:
-                rows += _first_rows(_place(folder, task, part), ROWS_A_TASK - len(rows))
+                rows += first_rows(_place(folder, task, part), ROWS_A_TASK - len(rows))
         for row in rows:
             made = {name: _text(row[name]) for name in columns.get(task, ()) if name in row}
             found.append(
@@ -81,7 +81,8 @@ def _place(folder: RunFolder, task: str, part: Mapping[str, Any]) -> Path:
     return own if own.exists() else folder.data(task, is_only=True) / name
 
 
-def _first_rows(path: Path, count: int) -> list[dict[str, Any]]:
+def first_rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of a part, without reading all of it."""
     import pyarrow.parquet as pq
 
     if path.suffix == ".parquet":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_sdg import __version__
-from nemo_sdg.data.frames import schema_of, to_rows
+from nemo_sdg.data.frames import schema_of
 from nemo_sdg.data.parts import read_manifest
 from nemo_sdg.errors import (
     CredentialError,
@@ -33,6 +33,8 @@ from nemo_sdg.pipelines.known_rows import rounds_of
 from nemo_sdg.pipelines.metrics import measure
 from nemo_sdg.pipelines.part import whole_or_not
 from nemo_sdg.pipelines.recipe import Recipe
+from nemo_sdg.pipelines.report_samples import first_rows
+from nemo_sdg.pipelines.summaries import Summaries
 from nemo_sdg.pipelines.used_answers import summaries_of
 from nemo_sdg.tasks.task import FlowTask, Task
 
@@ -104,7 +106,7 @@ def _is_whole(folder: Path) -> bool:
 def conclude(
     job: Job,
     folder: RunFolder,
-    summaries: dict[tuple[str, int], dict[str, Any]],
+    summaries: Summaries,
     endpoint: Endpoint,
     seconds: float,
 ) -> RunResult:
@@ -116,15 +118,15 @@ def conclude(
     parts: dict[Path, tuple[list[Any], Any]] = {}
     for chain in job.chains:
         name = chain.task.name
-        mine = [summaries[name, p.number] for p in job.parts if p.chain is chain]
-        metas = [p.meta for p in job.parts if p.chain is chain]
-        counts[name] = counts_of(mine)
+        mine = [(name, part.number) for part in job.parts if part.chain is chain]
+        meta = next(part.meta for part in job.parts if part.chain is chain)
+        counts[name] = counts_of(map(summaries.__getitem__, mine))
         check_counts(name, counts[name])
         folder.forget_parts(name, len(mine))
         folders[name] = folder.data(name, is_only=is_only)
-        schema = schema_of(chain.meta(metas[0]))
-        parts[folders[name]] = ([s["parts"]["data"] for s in mine], schema)
-        task_seconds[name] = _busy_seconds(mine)
+        written = [summaries[place]["parts"]["data"] for place in mine]
+        parts[folders[name]] = (written, schema_of(chain.meta(meta)))
+        task_seconds[name] = _busy_seconds(map(summaries.__getitem__, mine))
     folder.finish(parts)
     metrics = measure(folder, is_priced=is_priced(job.recipe))
     dead_share = max(_dead_share(one) for one in counts.values())
@@ -280,7 +282,7 @@ def as_known(error: BaseException) -> BaseException:
     return error
 
 
-def _busy_seconds(summaries: list[dict[str, Any]]) -> float:
+def _busy_seconds(summaries: Iterable[Mapping[str, Any]]) -> float:
     """Return the seconds in which at least one part was made; pauses between runs do not count."""
     total, until = 0.0, 0.0
     for began, ended in sorted((s["started"], s["ended"]) for s in summaries):
@@ -309,13 +311,15 @@ def _dead_share(counts: Mapping[str, int]) -> float:
 
 def _samples(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Return the first row of up to three tasks, spread over what there is."""
-    from nemo_sdg.data.dataset import DocumentDataset
-
     taken: list[dict[str, Any]] = []
     each = -(-_SAMPLES // max(1, len(folders)))
     for task, folder in folders.items():
-        first = DocumentDataset.read(str(folder), backend="pandas").head(each)
-        taken += [{"task": task} | row for row in to_rows(first)]
+        manifest = read_manifest(folder)
+        rows: list[dict[str, Any]] = []
+        for part in manifest["parts"] if manifest else ():
+            if part["rows"] and len(rows) < each:
+                rows += first_rows(folder / part["name"], each - len(rows))
+        taken += [{"task": task} | row for row in rows]
         if len(taken) >= _SAMPLES:
             break
     return taken[:_SAMPLES]

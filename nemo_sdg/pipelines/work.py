@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from nemo_sdg.pipelines.progress import TOPIC, Gathered, Observer, counts_so_far
 from nemo_sdg.pipelines.retry_part import letters_of_part, retry_part
 from nemo_sdg.pipelines.round import Round
 from nemo_sdg.pipelines.sigterm import leaving_in_peace
+from nemo_sdg.pipelines.summaries import Summaries
 from nemo_sdg.pipelines.watch import Died, Watch
 
 
@@ -43,7 +44,7 @@ def do_work(
     letters: RunFolder | None = None,
     replays: bool = False,
     this: Round | None = None,
-) -> dict[tuple[str, int], dict[str, Any]]:
+) -> Summaries:
     """Run all parts that are not finished; return the summaries of all.
 
     Args:
@@ -57,7 +58,7 @@ def do_work(
         letters: folder whose dead letters hold where a replay finds no answer.
         this: retry that asks for dead letters; finished parts that have some are made again.
     """
-    summaries: dict[tuple[str, int], dict[str, Any]] = {}
+    summaries = Summaries()
     due: list[Part] = []
     for part in job.parts:
         name = part.chain.task.name
@@ -110,7 +111,7 @@ def do_work(
 class _LastWord:
     """Whatever ends the work: what was paid for by then stands in tries/, and is told."""
 
-    def __init__(self, folder: RunFolder, observer: Observer, summaries: Mapping[Any, Any]) -> None:
+    def __init__(self, folder: RunFolder, observer: Observer, summaries: Summaries) -> None:
         self._folder, self._observer, self._summaries = folder, observer, summaries
         self.gathered: Gathered | None = None
 
