@@ -65,6 +65,8 @@ def open_cluster(
     settings = {
         "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
         "distributed.admin.large-graph-warning-threshold": "100MB",
+        # Of the logs for its developers, that fill up over the first thousand parts.
+        "distributed.admin.low-level-log-length": 100,
         # Waiting is what tasks do here: an event loop that answers late is no reason to warn.
         "distributed.worker.profile.enabled": False,
         **_LOST_AFTER,
