@@ -713,6 +713,29 @@ def test_two_worker_processes_give_the_same_rows(server: Any, log: Any) -> None:
     assert log.max_in_flight <= 16
 
 
+@pytest.mark.cluster
+def test_no_task_is_measured_by_the_meters_of_those_before_it(server: Any) -> None:
+    """Or each would take a little more memory and time than the one before, for good."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster),
+    ):
+        lazy = stage(server)(DocumentDataset.from_pandas(texts(20), npartitions=20))
+        meters = lazy.df.map_partitions(_number_of_meters, meta={"meters": "int64"}).compute()
+    assert len(meters) == 20
+    assert meters["meters"].max() <= meters["meters"].min() + 2
+
+
+def _number_of_meters(frame: Any) -> pd.DataFrame:
+    from distributed.metrics import context_meter
+
+    return pd.DataFrame({"meters": [len(context_meter._callbacks.get())]})
+
+
 # --------------------------------------------------------------------------------------- the ledger
 
 
