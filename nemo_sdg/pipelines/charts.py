@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 WIDTH, HEIGHT = 1000, 100
+
+# Letters of a label that stand beside one another along an axis, and those between two labels.
+_ROOM, _ROOM_ON_A_PHONE, _BETWEEN = 62, 41, 1.5
+_EDGE = 4  # percent: closer to an end a label stands inside the box
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_TIMES = [n * unit for unit in (1, _MINUTE) for n in (10, 15, 30)]
+_TIMES += [n * _MINUTE for n in (1, 2, 5)] + [n * _HOUR for n in (1, 2, 3, 6, 12, 24)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
-    """A label on an axis, at a percentage of its length."""
+    """A label on an axis, at a percentage of its length; a spare one has no room on a phone."""
 
     at: float
     label: str
+    is_spare: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +93,11 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The numbers behind a drawing."""
+    """The numbers behind a drawing. `has_words`: the last column holds words."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    has_words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +125,36 @@ def nice_steps(top: float, most: int = 4) -> list[float]:
     step = next(s * magnitude for s in (1, 2, 2.5, 5, 10) if s * magnitude >= rough * 0.999999)
     count = math.ceil(top / step - 1e-9)
     return [n * step for n in range(count + 1)]
+
+
+def time_steps(length_s: float, most: int = 6) -> list[float]:
+    """Return points in time from 0 on that are round as seconds, minutes, hours or days."""
+    if length_s < _MINUTE:
+        steps = nice_steps(length_s, most)
+    else:
+        fitting = (step for step in sorted(_TIMES) if step * most >= length_s)
+        step = next(fitting, 0) or nice_steps(length_s / _DAY, most)[1] * _DAY
+        steps = [n * step for n in range(most + 1)]
+    return [step for step in steps if step <= length_s * 1.0001]
+
+
+def apart(ticks: Sequence[Tick]) -> list[Tick]:
+    """Return the labels that do not run into one that stands before it in `ticks`."""
+
+    def kept(room: float) -> list[Tick]:
+        found: list[tuple[float, Tick]] = []
+        for tick in ticks:
+            half = len(tick.label) / 2
+            inward = half if tick.at < _EDGE else -half if tick.at > 100 - _EDGE else 0.0
+            middle = tick.at * room / 100 + inward
+            if all(
+                abs(middle - other) >= half + len(one.label) / 2 + _BETWEEN for other, one in found
+            ):
+                found.append((middle, tick))
+        return [tick for _, tick in found]
+
+    on_a_phone = kept(_ROOM_ON_A_PHONE)
+    return [replace(tick, is_spare=tick not in on_a_phone) for tick in kept(_ROOM)]
 
 
 def stairs(values: Sequence[float], top: float, *, is_area: bool = False) -> str:

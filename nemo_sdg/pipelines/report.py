@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -86,13 +86,16 @@ def gather(folder: RunFolder) -> Facts:
             for name, number in part["counts"].items():
                 one[name] = one.get(name, 0) + number
     planned = end.get("parts", {})
+    metrics = measure(folder, is_priced=None not in _prices(recipe))
     tasks = list(dict.fromkeys((*planned, *summaries)))
+    in_order = [task for task in tasks if task in metrics.tasks]
+    in_order += [task for task in metrics.tasks if task not in tasks]
     return Facts(
         end=end,
         counts={task: counts[task] for task in tasks if task in counts},
         parts={task: (len(summaries.get(task, ())), planned.get(task)) for task in tasks},
         recipe=recipe,
-        metrics=measure(folder, is_priced=None not in _prices(recipe)),
+        metrics=replace(metrics, tasks={task: metrics.tasks[task] for task in in_order}),
         counting=in_all(part for parts in summaries.values() for part in parts),
     )
 
@@ -112,7 +115,7 @@ def page(folder: RunFolder, facts: Facts, *, shows_samples: bool) -> str:
         funnels=[sections.funnel(task, one) for task, one in facts.counts.items()],
         losses=_there(sections.dead_letters(facts.counts), sections.dropped(facts.counts)),
         plots=[*time_plots(series), *_there(latency_plot(facts.metrics))],
-        requests=sections.metric_table(facts.metrics),
+        tables=sections.metric_tables(facts.metrics),
         spending=_there(
             sections.token_chart(facts.metrics),
             sections.waste_chart(total),
@@ -167,5 +170,5 @@ def template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": visible}
+    environment.filters |= {"visible": visible, "whole": words.whole}
     return environment.get_template("report.html.j2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from nemo_sdg.pipelines.charts import (
     Chart,
     Mark,
@@ -9,11 +11,13 @@ from nemo_sdg.pipelines.charts import (
     Shape,
     Table,
     Tick,
+    apart,
     columns,
     log_place,
     log_steps,
     nice_steps,
     stairs,
+    time_steps,
 )
 from nemo_sdg.pipelines.metrics import Metrics
 from nemo_sdg.pipelines.over_time import OverTime
@@ -29,11 +33,12 @@ def time_plots(series: OverTime | None) -> list[Chart]:
     if series is None:
         return []
     length = series.width_s * len(series.answered)
-    across = [
-        Tick(at=round(100 * step / length, 2), label=seconds(step) if step else "0")
-        for step in nice_steps(length, 6)
-        if step <= length * 1.0001
-    ]
+    across = apart(
+        [
+            Tick(at=round(100 * step / length, 2), label=seconds(step) if step else "0")
+            for step in time_steps(length)
+        ]
+    )
     pauses = [Mark(at=100 * at / length, label="a pause, cut out") for at in series.pauses_s]
     table = _time_table(series)
 
@@ -117,6 +122,8 @@ def latency_plot(metrics: Metrics) -> Chart | None:
     titles = [f"{seconds(a)} to {seconds(b)}: {count(n)} requests" for a, b, n in bins]
     numbers = [number for *_, number in bins]
     steps = nice_steps(max(numbers))
+    # Powers of ten first: where there is no room for all, they stay.
+    marked = sorted(log_steps(low, high), key=lambda step: not math.log10(step).is_integer())
     kinds = {"p50": "ink", "p95": "four", "p99": "bad"}
     return Chart(
         title="Latency of answered requests",
@@ -131,10 +138,9 @@ def latency_plot(metrics: Metrics) -> Chart | None:
                 )
                 for name, value in metrics.total.latency.items()
             ],
-            across=[
-                Tick(at=log_place(step, low, high), label=seconds(step))
-                for step in log_steps(low, high)
-            ],
+            across=apart(
+                [Tick(at=log_place(step, low, high), label=seconds(step)) for step in marked]
+            ),
             up=[Tick(at=100 * (1 - step / steps[-1]), label=short(step)) for step in steps],
         ),
         keys=[

@@ -22,7 +22,11 @@ _JOINERS = "\u200c\u200d"  # several scripts and emoji cannot be written without
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRow:
-    """A row: the text it came from, "" where there is none, and the columns made of it."""
+    """A row: the text it came from, "" where there is none, and the columns made of it.
+
+    `id` names the segment too, where a document has several. Of an output that begins with the
+    source the rest is shown.
+    """
 
     task: str
     id: str
@@ -42,22 +46,35 @@ def samples_of(
     """
     text_field, id_field = (recipe.get(f"{name}_field", name) for name in ("text", "id"))
     found = []
-    for task, parts in summaries_of(folder).items():
+    summaries = summaries_of(folder)
+    for task in sorted(summaries, key=[*columns, *summaries].index):
         rows: list[dict[str, Any]] = []
-        for part in parts:
+        for part in summaries[task]:
             if len(rows) < ROWS_A_TASK and part["parts"]["data"]["rows"]:
                 rows += first_rows(_place(folder, task, part), ROWS_A_TASK - len(rows))
         for row in rows:
+            source = _text(row.get(text_field))
             made = {name: _text(row[name]) for name in columns.get(task, ()) if name in row}
             found.append(
                 SampleRow(
                     task=task,
-                    id=_text(row.get(id_field)),
-                    source=_text(row.get(text_field)),
-                    outputs={name: text for name, text in made.items() if text},
+                    id=_text(row.get(id_field)) + _segment(row),
+                    source=_cut(source),
+                    outputs=dict(_shown(name, text, source) for name, text in made.items() if text),
                 )
             )
     return found
+
+
+def _segment(row: Mapping[str, Any]) -> str:
+    has_many = (row.get("num_segments") or 1) > 1 and row.get("segment_id") is not None
+    return f", segment {row['segment_id']}" if has_many else ""
+
+
+def _shown(name: str, text: str, source: str) -> tuple[str, str]:
+    if source and text.startswith(source) and len(text) > len(source):
+        return f"{name}, after the source", _cut(text[len(source) :].lstrip())
+    return name, _cut(text)
 
 
 def visible(text: str) -> str:
@@ -100,5 +117,8 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, list):
         value = "\n".join(map(_text, value))
-    text = str(value)
+    return str(value)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS].rstrip()} …"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nemo_sdg.pipelines.charts import Bar, Chart, Piece, Table
 from nemo_sdg.pipelines.metrics import Metrics, TaskMetrics
-from nemo_sdg.pipelines.report_words import HINTS, count, money, reason, seconds, share, short
+from nemo_sdg.pipelines.report_words import HINTS, count, many, money, reason, seconds, share, short
 
 _DOCUMENT_ENDS = ("complete", "partial", "empty", "filtered")
 _TOO_SHORT = "min_segment_tokens"
@@ -35,20 +35,20 @@ def tiles(counts: Mapping[str, Mapping[str, int]], metrics: Metrics) -> list[Til
         Tile(
             label="rows made",
             value=count(rows),
-            note=f"of {count(segments)} segments {share(kept, segments)} were kept"
+            note=f"{share(kept, segments)} of {many(segments, 'segment')} kept"
             if segments
             else "no part is finished yet",
         ),
         Tile(
             label="requests",
             value=count(total.sent),
-            note=f"{count(total.answered)} answered, {count(repeated)} retries"
+            note=f"{count(total.answered)} answered, {many(repeated, 'retry', 'retries')}"
             + (f", {count(total.copies)} sent twice" if total.copies else ""),
         ),
         Tile(
             label="requests/s",
             value=short(total.requests_per_s),
-            note=f"over {seconds(total.seconds)} under way",
+            note=f"in the {seconds(total.seconds)} with requests under way",
         ),
         Tile(
             label="latency, median",
@@ -63,7 +63,7 @@ def tiles(counts: Mapping[str, Mapping[str, int]], metrics: Metrics) -> list[Til
             value=short(paid),
             note=f"{short(total.tokens.get('input_tokens', 0))} in, "
             f"{short(total.tokens.get('output_tokens', 0))} out"
-            + (f"; estimated for {count(total.estimated)} requests" if total.estimated else ""),
+            + (f"; estimated for {many(total.estimated, 'request')}" if total.estimated else ""),
         ),
         Tile(
             label="cost",
@@ -85,40 +85,49 @@ def _streaming_tile(total: TaskMetrics) -> list[Tile]:
 # --- requests and tokens --------------------------------------------------------------------------
 
 
-def metric_table(metrics: Metrics) -> Table:
-    """Return what every task took, and all of them together."""
+def metric_tables(metrics: Metrics) -> dict[str, Table]:
+    """Return what every task took, and all of them together, by title; empty without a request."""
     rows = dict(metrics.tasks)
     if len(rows) > 1:
         rows["all tasks"] = metrics.total
-    head = [
-        "task",
-        *("requests", "answered", "failed", "retries", "requests/s", "p50", "p95", "p99"),
-        *("tokens in", "cached", "tokens out", "reasoning", "cost", "wasted"),
-    ]
-    table = [[name, *_metric_row(one)] for name, one in rows.items()]
+    tables = {
+        "Requests and latency": {name: _requests(one) for name, one in rows.items()},
+        "Tokens and cost": {name: _tokens(one) for name, one in rows.items()},
+    }
+    return {title: _task_table(cells) for title, cells in tables.items() if cells}
+
+
+def _task_table(cells: Mapping[str, Mapping[str, str]]) -> Table:
+    head = list(next(iter(cells.values())))
     # Most servers tell neither of these two.
     told = [
-        i
-        for i, name in enumerate(head)
-        if name not in ("cached", "reasoning") or any(row[i] != "0" for row in table)
+        name
+        for name in head
+        if name not in ("cached", "reasoning") or any(row[name] != "0" for row in cells.values())
     ]
-    return Table(head=[head[i] for i in told], rows=[[row[i] for i in told] for row in table])
+    rows = [[task, *(row[name] for name in told)] for task, row in cells.items()]
+    return Table(head=["task", *told], rows=rows)
 
 
-def _metric_row(one: TaskMetrics) -> list[str]:
+def _requests(one: TaskMetrics) -> dict[str, str]:
+    percentiles = ("p50", "p95", "p99")
+    return {
+        "requests": count(one.sent),
+        "answered": count(one.answered),
+        "failed": count(sum(one.failed.values())),
+        "retries": count(sum(one.retries.values())),
+        "requests/s": short(one.requests_per_s),
+    } | {name: seconds(one.latency[name]) if one.latency else "none" for name in percentiles}
+
+
+def _tokens(one: TaskMetrics) -> dict[str, str]:
+    names = {"input": "tokens in", "cached": "cached", "output": "tokens out"}
+    names["reasoning"] = "reasoning"
     paid = one.tokens["input_tokens"] + one.tokens["output_tokens"]
-    return [
-        count(one.sent),
-        count(one.answered),
-        count(sum(one.failed.values())),
-        count(sum(one.retries.values())),
-        short(one.requests_per_s),
-        *(seconds(one.latency[name]) if one.latency else "none" for name in ("p50", "p95", "p99")),
-        *(count(one.tokens[f"{name}_tokens"]) for name in ("input", "cached")),
-        *(count(one.tokens[f"{name}_tokens"]) for name in ("output", "reasoning")),
-        money(one.cost),
-        share(one.wasted.input_tokens + one.wasted.output_tokens, paid),
-    ]
+    return {told: count(one.tokens[f"{name}_tokens"]) for name, told in names.items()} | {
+        "cost": money(one.cost),
+        "wasted": share(one.wasted.input_tokens + one.wasted.output_tokens, paid),
+    }
 
 
 def failures(total: TaskMetrics) -> Chart | None:
@@ -227,7 +236,7 @@ def waste_chart(total: TaskMetrics) -> Chart | None:
                 label=reason(name),
                 value=count(sizes[name]),
                 pieces=[Piece(share=100 * sizes[name] / most, kind="bad")],
-                note=f"{count(one.answers)} answers, {share(sizes[name], paid)} of all tokens",
+                note=f"{many(one.answers, 'answer')}, {share(sizes[name], paid)} of all tokens",
             )
             for name, one in in_order
         ],
@@ -287,6 +296,7 @@ def funnel(task: str, counts: Mapping[str, int]) -> Chart:
         table=Table(
             head=["step", "number", "lost after it"],
             rows=[[label, count(number), note] for label, number, note in steps],
+            has_words=True,
         ),
     )
 
@@ -334,12 +344,13 @@ def _by_reason(
                 label=name,
                 value=count(sums[name]),
                 pieces=[Piece(share=100 * sums[name] / most, kind=kind)],
-                note="; ".join(filter(None, (by_task[name], HINTS.get(name, "")))),
+                note="; ".join(filter(None, (HINTS.get(name, ""), by_task[name]))),
             )
             for name in names
         ],
         table=Table(
             head=[head, "number", "by task"],
             rows=[[name, count(sums[name]), by_task[name]] for name in names],
+            has_words=True,
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,18 +14,20 @@ HINTS = {
     "empty": "the answer was blank",
     "refused": "the model declined, or a content filter cut in",
     "context_exceeded": "prompt and output limit do not fit the model's window",
-    "bad_request": "the server does not take the request; `nemo-sdg check` tells what it takes",
+    "bad_request": "the server does not take the request: nemo-sdg check tells what it takes",
     "connection": "the connection was refused, or broke",
     "timeout": "no answer within timeout_s",
     "rate_limited": "the server asked for a pause",
     "server_error": "the server failed (5xx)",
     "malformed_reply": "the reply was not what the protocol says",
     "no_input": "a column that the prompt needs is null, or the text is empty",
-    "task_crashed": "parser or flow of the task raised an error: see `detail` in dead_letters/",
+    "task_crashed": "parser or flow of the task raised an error: see detail in dead_letters/",
     "cancelled": "the run ended before the answer came",
     "overtaken": "sent twice to end the run sooner, and the other one was answered first",
 }
 """Reasons that mean the same for every task; those of parsers speak for themselves."""
+
+_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|s|min|h|k|M|G)\b)| (?=−\d)|(?<=\bp\d\d) (?=\d)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +128,16 @@ def seconds(number: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def many(number: float, one: str, more: str = "") -> str:
+    """Write a number of things: 1 answer, 2 answers."""
+    return f"{count(number)} {one if number == 1 else more or f'{one}s'}"
+
+
+def whole(text: str) -> str:
+    """Keep a number and its unit, or its sign, on one line."""
+    return _UNIT.sub("\u00a0", text)
 
 
 def money(cost: float | None) -> str:

@@ -22,10 +22,19 @@ from nemo_sdg.llm.scripted import ScriptedEndpoint
 from nemo_sdg.llm.tries import TryLog
 from nemo_sdg.llm.usage import Usage
 from nemo_sdg.pipelines import report
+from nemo_sdg.pipelines import report_sections as sections
 from nemo_sdg.pipelines import report_words as words
-from nemo_sdg.pipelines.charts import log_place, log_steps, nice_steps, stairs
+from nemo_sdg.pipelines.charts import (
+    Tick,
+    apart,
+    log_place,
+    log_steps,
+    nice_steps,
+    stairs,
+    time_steps,
+)
 from nemo_sdg.pipelines.folder import RunFolder
-from nemo_sdg.pipelines.report import write_report
+from nemo_sdg.pipelines.report import gather, write_report
 from nemo_sdg.pipelines.report_samples import MOST_CHARACTERS, samples_of, visible
 from nemo_sdg.pipelines.report_sections import funnel
 from nemo_sdg.pipelines.run import run
@@ -98,7 +107,8 @@ def test_a_run_leaves_a_report_that_says_what_it_did(made: Path) -> None:
     assert len(titles) >= 4 and all(title["aria-label"] for title in titles)
     # A table behind each drawing: those with a role, and bars, which are hidden from readers.
     number = len(page.named("figure"))
-    assert number + 1 == len(page.named("details")) == len(page.named("caption"))
+    assert number + 1 == len(page.named("details"))
+    assert number + 2 == len(page.named("caption")), "and the two tables of all tasks"
     assert page.named("html") == [{"lang": "en"}]
 
 
@@ -191,6 +201,11 @@ def measured(page: str, width: int, tmp_path: Path) -> dict[str, Any]:
         "e = d.documentElement; d.querySelectorAll('details').forEach(x => x.open = true); "
         "out.textContent = JSON.stringify({wide: e.scrollWidth, width: e.clientWidth, "
         "cards: d.querySelectorAll('.card').length, shown: d.body.innerText.length, "
+        "cut: [...d.querySelectorAll('.wide')].filter(x => x.scrollWidth > x.clientWidth).length, "
+        "met: (boxes => boxes.filter((a, i) => boxes.some((b, j) => j > i && a.left < b.right && "
+        "b.left < a.right && a.top < b.bottom && b.top < a.bottom)).length)("
+        "[...d.querySelectorAll('.across span')].map(x => x.getBoundingClientRect())"
+        ".filter(x => x.width)), "
         "acted: Boolean(f.contentWindow.acted), requests: "
         "f.contentWindow.performance.getEntriesByType('resource').length}); }</script>"
     )
@@ -212,6 +227,8 @@ def test_in_a_browser_it_is_quiet_and_fits_a_phone(made: Path, tmp_path: Path) -
         found = measured(plain.read_text(), width, tmp_path)
         assert found["width"] == width
         assert found["wide"] <= found["width"], "it scrolls sideways"
+        assert not found["cut"], "a table is cut at its right"
+        assert not found["met"], "labels of an axis overlap"
         assert found["cards"] >= 8 and found["shown"] > 1500
         assert not found["acted"] and found["requests"] == 0
 
@@ -219,8 +236,11 @@ def test_in_a_browser_it_is_quiet_and_fits_a_phone(made: Path, tmp_path: Path) -
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 def test_the_check_for_the_browser_sees_what_is_wrong(tmp_path: Path) -> None:
     bad = "<body style='margin:0'><script>window.acted = 1</script><p style='width:700px'>wide</p>"
+    bad += "<div class=wide style='overflow:auto'><p style='width:900px'>table</p></div>"
+    bad += "<p class=across><span>50 ms</span><span style='margin-left:-9px'>100 ms</span></p>"
     found = measured(bad, 390, tmp_path)
     assert found["wide"] > found["width"] and found["acted"]
+    assert (found["cut"], found["met"]) == (1, 1)
     noisy = tmp_path / "noisy.html"
     noisy.write_text("<script>console.error('wrong')</script>")
     assert "CONSOLE" in browse(noisy, 800, "--dump-dom", scratch=tmp_path / "profile")
@@ -249,6 +269,7 @@ def test_words_stand_out_from_what_is_behind_them_by_day_and_by_night() -> None:
                 assert contrast(theme[front], theme[back]) >= 4.5, (front, back)
         for drawn in ("one", "three", "four", "bad"):
             assert contrast(theme[drawn], theme["card"]) >= 3, drawn
+        assert contrast(theme["bad"], theme["two"]) >= 1.8, "failures are drawn over answers"
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
 
 
@@ -298,6 +319,62 @@ def test_numbers_in_words() -> None:
     assert [words.money(c) for c in (None, 0.0, 0.00123, 12.3)] == [
         "unknown", "0.00", "0.00123", "12.30",
     ]  # fmt: skip
+
+
+def test_words_stay_with_their_numbers() -> None:
+    kept = {
+        "99.6 % of 553 segments": "99.6~% of 553 segments",
+        "p95 199 ms, p99 2 min 3 s": "p95~199~ms, p99~2~min 3~s",
+        "refused −80, empty −3": "refused~−80, empty~−3",
+        "12.3 k in, 4 M out, 7 months": "12.3~k in, 4~M out, 7 months",
+    }
+    for text, expected in kept.items():
+        assert words.whole(text) == expected.replace("~", "\u00a0")
+    assert [words.many(n, "answer") for n in (0, 1, 1200)] == [
+        "0 answers",
+        "1 answer",
+        "1,200 answers",
+    ]
+    assert words.many(2, "retry", "retries") == "2 retries"
+
+
+def test_times_on_an_axis_are_round() -> None:
+    told = {
+        1.4: ["0 ms", "250 ms", "500 ms", "750 ms", "1 s", "1.25 s"],
+        150: ["0 ms", "30 s", "1 min", "1 min 30 s", "2 min", "2 min 30 s"],
+        7200: ["0 ms", "30 min", "1 h", "1 h 30 min", "2 h"],
+        90_000: ["0 ms", "6 h", "12 h", "18 h", "24 h"],
+    }
+    for length, expected in told.items():
+        assert [words.seconds(step) for step in time_steps(length)] == expected
+    for length in (0.01, 59.9, 60, 61, 3599, 86_400, 1e6, 1e7):
+        steps = time_steps(length)
+        assert steps[0] == 0 and 3 <= len(steps) <= 7 and steps[-1] <= length * 1.001
+
+
+def test_labels_of_an_axis_stand_apart() -> None:
+    ticks = [Tick(at=at, label="1 h 20 min") for at in (0, 30, 50, 53, 70, 99)]
+    found = apart(ticks)
+    assert [(t.at, t.is_spare) for t in found] == [
+        (0, False), (30, True), (50, False), (70, True), (99, False),
+    ]  # fmt: skip
+    assert apart(ticks[::-1])[0].at == 99, "what stands first stays"
+
+
+def test_tasks_stand_in_the_order_of_the_recipe(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.make()
+    folder.write_text("recipe.yaml", "tasks: [{name: b}, {name: a}]\nmodel: m\n")
+    folder.write_text("run.json", json.dumps({"status": "stopped", "parts": {"b": 1, "a": 1}}))
+    log = TryLog(folder.tries)
+    for task in ("a", "b", "c"):
+        log.put(task, time.perf_counter() - 0.2, Usage(input_tokens=1, output_tokens=1), cost=None)
+    log.flush()
+    facts = gather(folder)
+    assert list(facts.metrics.tasks) == ["b", "a", "c"]
+    tables = sections.metric_tables(facts.metrics)
+    assert [row[0] for row in tables["Tokens and cost"].rows] == ["b", "a", "c", "all tasks"]
+    assert tables["Tokens and cost"].head == ["task", "tokens in", "tokens out", "cost", "wasted"]
 
 
 def test_axes_have_round_steps() -> None:
@@ -362,6 +439,25 @@ def test_samples_come_of_every_format_and_are_cut(tmp_path: Path, file_format: A
     found = samples_of(folder, {"t": ["o", "absent"]}, {"text_field": "text"})
     assert [(row.id, row.outputs) for row in found] == [("a", {"o": "1"}), ("b", {"o": "2"})]
     assert len(found[0].source) == MOST_CHARACTERS + 2 and found[1].source == "y"
+
+
+def test_samples_name_the_segment_and_leave_the_source_out(tmp_path: Path) -> None:
+    import pandas as pd
+
+    folder = RunFolder(tmp_path)
+    folder.make()
+    source = "x" * 5000
+    frame = pd.DataFrame({"id": ["a", "b"], "text": [source, "y"], "o": [f"{source}\n\nQ", "y"]})
+    frame = frame.assign(segment_id=[3, 0], num_segments=[4, 1])
+    summary = {"fingerprint": "f", "ended": 1.0, "number": 0, "counts": {}}
+    tables: dict[str, list[dict[str, Any]]] = {"dropped": [], "dead_letters": [], "provenance": []}
+    for task in ("t", "u"):
+        folder.write_part(task, 0, frame, tables, schema=None, is_only=False, summary=summary)
+    found = samples_of(folder, {"u": ["o"], "t": ["o"]}, {"text_field": "text"})
+    assert [(row.task, row.id) for row in found] == [
+        ("u", "a, segment 3"), ("u", "b"), ("t", "a, segment 3"), ("t", "b"),
+    ]  # fmt: skip
+    assert [row.outputs for row in found[:2]] == [{"o, after the source": "Q"}, {"o": "y"}]
 
 
 def test_a_run_under_way_can_be_looked_at(tmp_path: Path) -> None:
