@@ -14,7 +14,6 @@ from nemo_sdg.errors import ConfigurationError, RunStopped
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.worker import run_ends
 from nemo_sdg.pipelines.begin import announce
-from nemo_sdg.pipelines.chain import Chain
 from nemo_sdg.pipelines.cluster import open_cluster
 from nemo_sdg.pipelines.count import estimate
 from nemo_sdg.pipelines.counting import tell_notes
@@ -28,6 +27,7 @@ from nemo_sdg.pipelines.preflight import worker_preflight
 from nemo_sdg.pipelines.progress import TOPIC, Gathered, Observer, counts_so_far
 from nemo_sdg.pipelines.retry_part import letters_of_part, retry_part
 from nemo_sdg.pipelines.round import Round
+from nemo_sdg.pipelines.shared import Shared
 from nemo_sdg.pipelines.sigterm import leaving_in_peace
 from nemo_sdg.pipelines.summaries import Summaries
 from nemo_sdg.pipelines.watch import Died, Watch
@@ -142,24 +142,20 @@ def _heard(cluster: Any, gathered: Gathered) -> Iterator[None]:
 def _computed(due: list[Part], making: Making, watch: Watch) -> Iterator[dict[str, Any]]:
     from dask.delayed import delayed
 
-    schemas = {}
+    schemas: dict[str, Any] = {}
+    alike: dict[str, Shared] = {}
     for part in due:
         name = part.chain.task.name
         if name not in schemas:
             schemas[name] = schema_of(part.chain.meta(part.meta))
+            alike[name] = Shared((part.chain, schemas[name], making))
     work = delayed(_read_and_make_part, pure=False)
     by_place = {(part.chain.task.name, part.number): part for part in due}
 
     def make(place: tuple[str, int]) -> Any:
         part = by_place[place]
-        return work(
-            part.chain,
-            part.frame if part.read is None else part.read,
-            part.number,
-            fingerprint=part.fingerprint,
-            schema=schemas[place[0]],
-            making=making,
-        )
+        rows = part.frame if part.read is None else part.read
+        return work(alike[place[0]], rows, part.number, part.fingerprint)
 
     suspects = []
     for place, summary in watch.results(by_place, make):
@@ -179,13 +175,14 @@ def _computed(due: list[Part], making: Making, watch: Watch) -> Iterator[dict[st
 
 
 def _read_and_make_part(
-    chain: Chain, rows: Any, number: int, *, making: Making, **given: Any
+    alike: Shared, rows: Any, number: int, fingerprint: str
 ) -> dict[str, Any] | Died:
     """Make a part of a frame, or of what `rows` returns, on a worker."""
+    chain, schema, making = alike.value
     frame = rows() if callable(rows) else rows
     _leave_modules_alone()
     make = make_part if making.round is None else retry_part
-    return make(chain, frame, number, making=making, **given)
+    return make(chain, frame, number, fingerprint=fingerprint, schema=schema, making=making)
 
 
 @cache

@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
+from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from nemo_sdg.data.backend import to_values
@@ -23,15 +25,10 @@ from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.engine_config import Caps, EngineConfig
 from nemo_sdg.llm.limits import FailureRule
 from nemo_sdg.llm.request import Reply, Request, Sampling
-from nemo_sdg.llm.request_form import Filled
+from nemo_sdg.llm.request_form import Filled, Form
 from nemo_sdg.llm.retry import RetryPolicy
 from nemo_sdg.llm.worker import EngineHandle, get_engine
-from nemo_sdg.stages.base import (
-    SEGMENT_FIELD,
-    Record,
-    Stage,
-    require_columns,
-)
+from nemo_sdg.stages.base import SEGMENT_FIELD, Record, Stage, require_columns
 from nemo_sdg.stages.fit import fitted_sample, plain_check
 from nemo_sdg.stages.known import NOTHING_KNOWN, Known, KnownFailure, Place
 from nemo_sdg.stages.merge import Row, merged, samples_of
@@ -180,6 +177,10 @@ class Generate(Stage):
         with moving_on():
             return merged(frame, self._ask(frame, record), self.task)
 
+    @cached_property
+    def _form(self) -> Form | None:
+        return form_of_task(self.task, self.endpoint.model)
+
     @property
     def _label(self) -> str:
         return f"the task {self.task.name}"
@@ -219,7 +220,7 @@ class Generate(Stage):
     ) -> tuple[Crowd, list[tuple[int, Request | Filled]]]:
         """Start all rows that can be asked about; return their first requests."""
         asks_as_declared = not (self.from_columns or known.poisonous or known.again)
-        form = form_of_task(self.task, self.endpoint.model) if asks_as_declared else None
+        form = self._form if asks_as_declared else None
         if form is not None and isinstance(self.task, Task):
             columns = self._input_values(frame)
             crowd = OneQuestion(
@@ -393,7 +394,5 @@ class Generate(Stage):
         counts, usages = record.counts, [reply.usage for _, _, reply in answered]
         counts["requests"] += len(answered)
         counts["from_ledger"] += sum([reply.was_filed for _, _, reply in answered])
-        counts["input_tokens"] += sum([usage.input_tokens for usage in usages])
-        counts["output_tokens"] += sum([usage.output_tokens for usage in usages])
-        counts["reasoning_tokens"] += sum([usage.reasoning_tokens for usage in usages])
-        counts["cached_tokens"] += sum([usage.cached_tokens for usage in usages])
+        for name in ("input_tokens", "output_tokens", "reasoning_tokens", "cached_tokens"):
+            counts[name] += sum(map(attrgetter(name), usages))
