@@ -13,6 +13,9 @@ from collections.abc import Iterable
 from nemo_sdg.tasks.marks import ZERO_WIDTH
 
 _QUESTION, _ANSWER = "- Question: ", " Answer: "
+_BOLD_PAIR = re.compile(
+    r"\n*(?:\d{1,3}\.[ ]|-[ ])?\*\*Question:\*\*[ ](.+)\n[ ]{0,6}\*\*Answer:\*\*[ ](.+)(?:\n+|\Z)"
+)
 _WRAPS = frozenset("*_" + ZERO_WIDTH)
 # What begins a check box, emphasis or a ruler.
 _ODD_BEGINNINGS = frozenset("*_-=`~[" + ZERO_WIDTH)
@@ -44,6 +47,7 @@ class Tag:
         return self._may_stand_in(line[start:]) and self.pattern.search(line, start) is not None
 
     def _may_stand_in(self, text: str) -> bool:
+        """Tell whether a text may hold the tag, not at its beginning; False is never wrong."""
         *before_colons, _ = text.replace("：", ":").split(":")
         for part in before_colons:
             end, words = part.rstrip("*_"), self._words
@@ -59,13 +63,16 @@ class Tag:
 def plain_pairs(
     text: str, question_tag: Tag, answer_tag: Tag, no_answer: re.Pattern[str]
 ) -> list[tuple[str, str]] | None:
-    """Read lines "- Question: ... Answer: ...", after at most one other line.
+    """Read lines "- Question: ... Answer: ...", or "1. **Question:** ..." above "**Answer:** ...".
+
+    At most one other line stands before them.
 
     Args:
         text: the bare answer.
         question_tag: before a question.
         answer_tag: before its answer.
-        no_answer: a whole line that belongs to no answer.
+        no_answer: a whole line that belongs to no answer. Of those that begin with a letter it
+            matches none but with a p or a q.
 
     Returns:
         Questions with their answers, repetitions included.
@@ -73,35 +80,50 @@ def plain_pairs(
     if "```" in text:
         return None
     head, _, rest = text.partition("\n")
-    if head.startswith(_QUESTION):
+    if head.startswith(_QUESTION) or _BOLD_PAIR.match(text):
         rest = text
     elif _holds_tag(head, question_tag.pattern):
         return None
-    pairs: list[tuple[str, str]] = []
-    for line in rest.split("\n"):
-        if not line.startswith(_QUESTION):
-            if line:
-                return None
-            continue
-        question, _, answer = line[len(_QUESTION) :].partition(_ANSWER)
-        answer = answer.strip()
+    is_bold = "**Question:**" in rest
+    pairs = _bold_pairs(rest) if is_bold else _pairs_in_lines(rest)
+    for question, answer in pairs or ():
         if (
             not question[:1].isalpha()
             or question[1:2] in (".", ")")  # as of an item "A." of a list
-            or question[-1] not in _SENTENCE_ENDS
+            or (question[-1] in ZERO_WIDTH if is_bold else question[-1] not in _SENTENCE_ENDS)
             or not answer
             or answer[0] in _WRAPS
             or answer[-1] in ZERO_WIDTH
-            or no_answer.fullmatch(answer)
-            # No tag is without a colon, inside a line; two are those of this pair.
-            or (
-                line.count(":") + line.count("：") > 2
-                and (question_tag.stands_in(line, len(_QUESTION)) or answer_tag.stands_in(question))
-            )
+            or ((answer[0] in "pPqQ" or not answer[0].isalpha()) and no_answer.fullmatch(answer))
         ):
             return None
-        pairs.append((question, answer))
+    # No tag is without a colon, inside a line; two are those of each pair.
+    if pairs and rest.count(":") + rest.count("：") > 2 * len(pairs):
+        for question, answer in pairs:
+            # Behind a bold tag another one may follow at once.
+            said = [question, answer] if is_bold else [f"{question}{_ANSWER}{answer}"]
+            if any(map(question_tag.stands_in, said)) or answer_tag.stands_in(question):
+                return None
     return pairs or None
+
+
+def _pairs_in_lines(text: str) -> list[tuple[str, str]] | None:
+    pairs = []
+    for line in text.split("\n"):
+        if line.startswith(_QUESTION):
+            question, _, answer = line[len(_QUESTION) :].partition(_ANSWER)
+            pairs.append((question, answer.strip()))
+        elif line:
+            return None
+    return pairs
+
+
+def _bold_pairs(text: str) -> list[tuple[str, str]] | None:
+    pairs, end = [], 0
+    while found := _BOLD_PAIR.match(text, end):
+        pairs.append((found[1].strip(), found[2].strip()))
+        end = found.end()
+    return pairs if end == len(text) else None
 
 
 @functools.lru_cache(256)

@@ -43,7 +43,7 @@ def answers(seed: int) -> list[str]:
     rng = random.Random(seed)
     made = []
     for _ in range(1500):
-        kind, lines = rng.randrange(3), []
+        kind, lines = rng.randrange(5), []
         for number in range(rng.randint(1, 5)):
             words = " ".join(rng.choices(["Iron", "rusts", "at", "7", "am", "(so)", "it"], k=4))
             lines.append(
@@ -51,6 +51,8 @@ def answers(seed: int) -> list[str]:
                     f"- Question: What {words}? Answer: {words.title()}.",
                     f"- {words}.",
                     f"{number + 1}. {words}.",
+                    f"{number + 1}. **Question:** What {words}?\n   **Answer:** {words.title()}",
+                    f"**Question:** What {words}\n**Answer:** {words.title()}.\n",
                 )[kind]
             )
         if rng.random() < 0.3:
@@ -84,6 +86,14 @@ def test_most_answers_in_the_form_asked_for_take_it():
     assert as_asked.plain_pairs(asked, pairs._QUESTION_TAG, pairs._ANSWER_TAG, pairs._BETWEEN) == [
         ("What rusts?", "Iron: slowly."),
         ("Who?", "I"),
+    ]
+    bold = (
+        "Pairs:\n\n1. **Question:** Who\n   **Answer:** Iron: it.\n\n"
+        "- **Question:** A b?\n**Answer:** I"
+    )
+    assert as_asked.plain_pairs(bold, pairs._QUESTION_TAG, pairs._ANSWER_TAG, pairs._BETWEEN) == [
+        ("Who", "Iron: it."),
+        ("A b?", "I"),
     ]
 
 
