@@ -147,10 +147,12 @@ class FastEngine:
 
     def _bytes_upto(self, ids: Any) -> Any:
         """Give the bytes before each token, and of all of them."""
-        sizes = self._sizes
-        is_small = len(ids) * int(sizes.max()) < 1 << 31
-        upto: Any = np.zeros(len(ids) + 1, np.int32 if is_small else np.int64)
-        for first in range(0, len(ids), _SOME_TOKENS):
+        sizes, firsts = self._sizes, range(0, len(ids), _SOME_TOKENS)
+        most = len(ids) * int(sizes.max())
+        if most >= 1 << 31:  # of one long text, whose tokens are mostly short
+            most = sum(int(np.take(sizes, ids[f : f + _SOME_TOKENS]).sum()) for f in firsts)
+        upto: Any = np.zeros(len(ids) + 1, np.int32 if most < 1 << 31 else np.int64)
+        for first in firsts:
             some = upto[first + 1 : first + 1 + _SOME_TOKENS]
             np.cumsum(np.take(sizes, ids[first : first + _SOME_TOKENS]), out=some)
             some += upto[first]

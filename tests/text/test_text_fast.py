@@ -724,3 +724,15 @@ def test_segments_are_the_same_whichever_engine_counts(reference, engine):
 
 def to_strings(rows):
     return [row for row in (rows if isinstance(rows, list) else rows.to_pylist()) if row]
+
+
+@pytest.mark.parametrize(("tokens", "kind"), [([0] * 7, np.int32), ([0, 1, 1, 0, 1], np.int64)])
+def test_places_take_four_bytes_as_long_as_they_fit(tokens, kind, monkeypatch):
+    monkeypatch.setattr(fast, "_SOME_TOKENS", 2)
+    engine = FastEngine.__new__(FastEngine)
+    engine.__dict__["_sizes"] = np.array([3, 1 << 30], np.int32)
+    upto = engine._bytes_upto(np.array(tokens))
+    assert upto.dtype == kind
+    assert upto.tolist() == [
+        sum((3, 1 << 30)[t] for t in tokens[:n]) for n in range(len(tokens) + 1)
+    ]
