@@ -63,6 +63,7 @@ PROVENANCE_COLUMNS: Mapping[str, Dtype] = {
     "output_tokens": "int64",
     "reasoning_tokens": "int64",
     "cached_tokens": "int64",
+    "is_estimated": "boolean",
     "finish_reason": "string",
     "endpoint": "string",
     "attempts": "int64",
@@ -72,7 +73,8 @@ PROVENANCE_COLUMNS: Mapping[str, Dtype] = {
     "outcome": "string",
 }
 """`outcome` tells what became of an answer's row: `kept`, `dead.<reason>`, `filtered.<name>`, or
-`asked_again` where a later answer to the same question was kept instead."""
+`asked_again` where a later answer to the same question was kept instead. `is_estimated`: its tokens
+are ours, since we closed the connection before the server told them (`stop_when`)."""
 
 KEPT, ASKED_AGAIN = "kept", "asked_again"
 

@@ -57,6 +57,7 @@ def provenance_of(
             "output_tokens": usage.output_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
             "cached_tokens": usage.cached_tokens,
+            "is_estimated": usage.is_estimated,
             "finish_reason": choice.finish_reason,
             "endpoint": reply.endpoint,
             "attempts": reply.attempts,

@@ -43,6 +43,7 @@ def test_a_run_ends_answers_by_the_rule_of_its_recipe(client: Any, tmp_path: Pat
     assert dict(dead["reason"].value_counts()) == {"rejected": 2, "repeated_lines": 1}
     assert set(dead.loc[dead["reason"] == "rejected", "raw"]) == {"Sorry, as an AI"}
     assert len(entries) == 10 and all(e.client_left and e.num_events < 80 for e in entries)
+    assert rig.table_of(tmp_path / "out", "provenance")["is_estimated"].tolist() == [True] * 10
     metrics = rig.report(tmp_path / "out")["metrics"]["total"]
     assert metrics["estimated"] == metrics["answered"] == 10
     assert 0 < metrics["tokens"]["output_tokens"] < 10 * 80
