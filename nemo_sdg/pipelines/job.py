@@ -110,6 +110,8 @@ def plan_job(
     Raises:
         DataError, ConfigurationError: what is wrong with input, tasks or their budgets.
     """
+    if recipe.device == "gpu":
+        resolve_backend("cudf")  # also where no task reads documents: it was asked for
     tasks = recipe.resolved_tasks()
     chains = [_chain(recipe, task, endpoint, tokenizer, ledger, tries) for task in tasks]
     for chain in chains:

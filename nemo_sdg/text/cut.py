@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
+import numpy.typing as npt
 
 from nemo_sdg.text.engines import Counts
 
@@ -17,7 +19,7 @@ _SENTENCE_END = re.compile(
     f"[.!?\u2026\u061f\u06d4\u0964\u1362]{_CLOSING}(?=[\\s{_CJK}])"
     f"|[\u3002\uff01\uff1f\uff0e\uff61]{_CLOSING}"
 )
-_WORD_END = re.compile(r"(?<=\S)(?=\s)")
+_WINDOW = 1_000_000  # characters whose blanks are looked for at once
 
 
 def cut_once(text: str, starts: Counts, limit: int) -> list[str]:
@@ -26,7 +28,7 @@ def cut_once(text: str, starts: Counts, limit: int) -> list[str]:
     Always gives two pieces at least, for a text of two characters or more.
     """
     sentences = _ends(_SENTENCE_END, text)
-    words = _ends(_WORD_END, text)
+    words = _word_ends(text)
     cuts = [0]
     while True:
         begin = cuts[-1]
@@ -44,6 +46,25 @@ def cut_once(text: str, starts: Counts, limit: int) -> list[str]:
 
 def _ends(pattern: re.Pattern[str], text: str) -> Counts:
     return np.fromiter((match.end() for match in pattern.finditer(text)), np.int64)
+
+
+def _word_ends(text: str) -> Counts:
+    r"""Find all places of `(?<=\S)(?=\s)`: there are many, so not one match at a time."""
+    blanks = _blanks()
+    found = []
+    for first in range(0, len(text), _WINDOW):
+        window = text[max(first - 1, 0) : first + _WINDOW]
+        codes = np.frombuffer(window.encode("utf-32-le"), np.uint32)
+        is_blank = blanks[np.minimum(codes, len(blanks) - 1)]
+        found.append(np.flatnonzero(is_blank[1:] > is_blank[:-1]) + max(first, 1))
+    return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
+
+
+@functools.cache
+def _blanks() -> npt.NDArray[np.bool_]:
+    """Tell of each code point up to the last blank, and of one more, whether it is a blank."""
+    table: npt.NDArray[np.bool_] = np.array([chr(code).isspace() for code in range(0x3002)])
+    return table
 
 
 def _last(places: Counts, after: int, upto: int) -> int | None:

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import run_rig as rig
 
-from nemo_sdg.errors import ConfigurationError, DataError
+from nemo_sdg.data import backend
+from nemo_sdg.errors import BackendError, ConfigurationError, DataError
 from nemo_sdg.llm.endpoint import Endpoint
 from nemo_sdg.llm.faults import Fault
 from nemo_sdg.pipelines.count import estimate
@@ -65,11 +66,26 @@ def test_every_document_is_in_one_part_of_each_task(source: Path) -> None:
         assert sorted(ids) == [f"d{i:04d}" for i in range(90)]
 
 
-@pytest.mark.parametrize(
+FIELDS = pytest.mark.parametrize(
     "fields",
     [{}, {"tasks": ["multilingual_qa"], "num_samples": 40, "input": []}],
     ids=["documents", "planned"],
 )
+
+
+@pytest.mark.row("M9")
+@FIELDS
+def test_a_gpu_that_is_asked_for_and_is_not_there_is_an_error(
+    source: Path, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "gpu_problem", lambda: "no NVIDIA driver")
+    with pytest.raises(BackendError, match="no NVIDIA driver"):
+        plan(rig.recipe_for(NOWHERE, source, **({"device": "gpu"} | fields)))
+    for device in ("auto", "cpu"):
+        assert not plan(rig.recipe_for(NOWHERE, source, **({"device": device} | fields))).is_on_gpu
+
+
+@FIELDS
 def test_a_part_that_shares_no_rows_reads_them_itself(source: Path, fields: dict[str, Any]) -> None:
     job = plan(rig.recipe_for(NOWHERE, source, **({"partition_size": "2KB"} | fields)))
     assert len(job.parts) > 3

@@ -666,6 +666,19 @@ def test_lines_have_in_their_texts_the_tokens_that_they_have_by_themselves(split
     assert sum(run[:1] == "\n" for run in runs) > 100 < sum(run[-1:] == "\n" for run in runs)
 
 
+@pytest.mark.parametrize("split", ["llama3", "tekken"])
+def test_lines_of_texts_with_characters_on_which_the_tables_differ_are_not_told(split, monkeypatch):
+    pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
+    monkeypatch.setattr(fast.Lines, "are_mostly_told", True)
+    reference = ExactEngine(byte_pairs(SPLITS[split]))
+    engine = FastEngine(reference, reference.tokenizer.to_str())
+    texts = [f"one two\n{in_context(code)} x\nthree" for code in YOUNG]
+    counts, told = engine.count_lines(lines_of(pa.array(["a\nb", *texts], pa.large_string())))
+    lines = [line for text in ["a\nb", *texts] for line in text.split("\n")]
+    assert counts.tolist() == reference.count(lines).tolist()
+    assert told.ends.tolist() == [True] * 2 + [False] * 3 * len(texts)
+
+
 def test_what_is_known_of_lines_holds_where_one_was_cut_no_longer():
     begins = np.array([True, True, True])
     told = LineTokens(np.array([0, 5, 9]), np.array([4, 8, 12]), begins, begins)

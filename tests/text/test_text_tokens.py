@@ -18,7 +18,8 @@ import tokenizers
 from text_tiny_tokenizer import write_tokenizer
 
 from nemo_sdg.errors import DataError, TokenizerError
-from nemo_sdg.text import engines, tokens
+from nemo_sdg.text import cut, engines, tokens
+from nemo_sdg.text.hard_strings import hard_strings
 from nemo_sdg.text.tokens import load_tokenizer
 
 CHAT = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "Hello there"}]
@@ -325,6 +326,16 @@ def test_a_text_that_fits_stays_whole_and_one_character_may_stand_over(tokenizer
     assert tokenizer.cut("🎉🎉x", 1) == ["🎉", "🎉", "x"]
     with pytest.raises(ValueError, match="at least 1"):
         tokenizer.cut("x", 0)
+
+
+def test_words_end_where_the_regular_expression_finds_it(monkeypatch):
+    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    texts = ["".join(f"a{chr(code)}b{chr(code)} " for code in codes), *hard_strings(), "", " ", "x"]
+    for window in (cut._WINDOW, 7):
+        monkeypatch.setattr(cut, "_WINDOW", window)
+        for text in texts[window == 7 :]:
+            expected = [match.end() for match in re.finditer(r"(?<=\S)(?=\s)", text)]
+            assert cut._word_ends(text).tolist() == expected
 
 
 def test_remote_counts_cut_as_well():
