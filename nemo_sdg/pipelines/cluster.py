@@ -77,6 +77,7 @@ def open_cluster(
         _started(_gpu_cluster, min(gpu_count(), endpoint.limit))
         if on_gpu
         else _started(_local_cluster, min(recipe.workers, endpoint.limit)) as local,
+        _nobody_waited_for(local),
         Client(local) as connected,
     ):
         connected.run(_leave_signals_alone)
@@ -101,6 +102,30 @@ def _connected(address: str) -> Any:
             f"no Dask scheduler answers at {address} ({error}): start it, mend --scheduler, which "
             "is an address such as tcp://host:8786, or leave it out to work on this machine"
         ) from None
+
+
+@contextlib.contextmanager
+def _nobody_waited_for(local: Any) -> Iterator[None]:
+    """Have the end of a local cluster wait for no worker to begin.
+
+    Where a worker is killed before its nanny has heard that it began, what waits for that takes the
+    word of the next one away (distributed 2026.7): the worker works, its nanny waits for ever, and
+    whoever ends the cluster waits for the nanny.
+    """
+    try:
+        yield
+    finally:
+        local.sync(_wait_no_longer, local)
+
+
+async def _wait_no_longer(local: Any) -> None:
+    from distributed.core import Status
+
+    for nanny in local.workers.values():
+        process = getattr(nanny, "process", None)
+        if process is not None and process.status == Status.starting:
+            process.status = Status.failed  # then it is asked to end, and killed if it does not
+            process.running.set()
 
 
 def _leave_signals_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster
+from distributed.core import Status
 
 from nemo_sdg.errors import ConfigurationError
 from nemo_sdg.llm.endpoint import Endpoint
@@ -81,6 +83,29 @@ def test_a_local_cluster_gives_up_no_worker_that_dies_often(recipe, endpoint):
         with cluster.open_cluster(recipe, endpoint, connected):
             assert patience() == usual  # whoever started it replaces the workers that are lost
     assert patience() == usual < 60
+
+
+@pytest.mark.cluster
+def test_the_end_waits_for_no_worker_that_its_nanny_has_not_heard_of(recipe, endpoint):
+    # As after two deaths in a second; waiting for such a worker has no end.
+    async def unheard(nanny: Any) -> None:
+        nanny.process.status = Status.starting
+        nanny.process.running.clear()
+
+    pids: list[int] = []
+
+    def work() -> None:
+        with cluster.open_cluster(recipe, endpoint, None) as client:
+            (nanny,) = client.cluster.workers.values()
+            pids.append(nanny.pid)
+            client.cluster.sync(unheard, nanny)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(timeout=40)
+    assert not thread.is_alive()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
 
 
 def test_without_dask_cuda_the_extra_is_named(monkeypatch, recipe, endpoint):
