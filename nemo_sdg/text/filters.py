@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from nemo_sdg.data.backend import array_module, from_values, replace_regex, split_text
+from nemo_sdg.data.backend import array_module, from_values, replace_regex, split_text, to_values
 from nemo_sdg.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
@@ -156,7 +156,10 @@ class Substring:
         """Score 1 where the string is found, else 0 (Int64)."""
         wanted, given = self.substring, texts
         if self.ignore_case:
-            wanted, given = wanted.lower(), texts.str.lower()
+            # As the column does it: Python has lower cases of its own for İ and a last Σ.
+            alone = from_values([wanted], like=texts, dtype="string")
+            alone = alone.astype(object) if texts.dtype == object else alone
+            [wanted], given = to_values(alone.str.lower()), texts.str.lower()
         if not wanted:
             found = texts.notna()
         elif self.position == "prefix":

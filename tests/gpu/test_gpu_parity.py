@@ -116,7 +116,15 @@ STEPS = {
     "strip_label_lines": strip_label_lines("Passage", "Fact"),
     "detect_language": detect_language,
 }
-FILTERS = [TokenCount(min_tokens=5), Length(), Substring(substring="the"), Repetition()]
+FILTERS = [
+    TokenCount(min_tokens=5),
+    Length(),
+    Substring(substring="the"),
+    Substring(substring="THE", ignore_case=True),
+    Substring(substring="a", position="prefix"),
+    Substring(substring="y", position="suffix"),
+    Repetition(),
+]
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -190,6 +198,30 @@ def test_segments_are_the_same(tokens: int, pair: Any, bundled_tokenizer: Any) -
         join_segments(one.text, one.parent, one.index, one.count).text,
         join_segments(other.text, other.parent, other.index, other.count).text,
     )
+
+
+@pytest.mark.parametrize("missing", ["mark", "drop-document", "keep-original"])
+def test_documents_with_gaps_are_joined_alike(missing: Any, pair: Any) -> None:
+    texts = pair(["a", None, "語", "d\n", None, "f", None, "h", "i"])
+    documents = pair(["x", "x", "y", "y", "y", None, None, "z", "x"])
+    originals = pair([f"source {row}" for row in range(9)])
+    one, other = (
+        join_segments(
+            texts[side],
+            documents[side],
+            [1, 0, 0, 2, 1, 0, 1, 0, 2],
+            [3, 3, 3, 3, 3, 2, 2, 1, 3],
+            missing=missing,
+            originals=originals[side],
+            asked=[True, False, True, True, True, True, True, True, True],
+            continues=[False, False, False, True, False, False, False, False, True],
+        )
+        for side in (0, 1)
+    )
+    same(one.text, other.text)
+    same(one.document, other.document)
+    for name in ("complete", "num_present", "num_expected", "first", "parts"):
+        assert list(getattr(one, name)) == list(_host(getattr(other, name))), name
 
 
 @pytest.mark.parametrize("name", [n for n, t in all_tasks().items() if t.plan is None])

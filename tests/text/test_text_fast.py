@@ -610,7 +610,8 @@ def test_every_code_point_is_exact(split):
 # -------------------------------------------------------------------------------- lines of texts
 
 LINE_ENDS = [
-    *"\n\n\n\n\n\n", "\r\n", "\r", "/", "//", ".", ")", ").", "...", '"', "'", "'s", "'S", " ",
+    *"\n\n\n\n\n\n", *"B1B1", "a/", "\n/B", ".\n/1", "\n\n/B",
+    "\r\n", "\r", "/", "//", ".", ")", ").", "...", '"', "'", "'s", "'S", " ",
     "  ", "\t", "\xa0", "\u3000", "\u2028", "\x0b", "\x00", "_", "a", "Z", "7", "123", "Words",
     " and", "é", "\u0301", "語", "ſ", "<|end|>", "<|end", "|>", "->", "\\", "{", "}", "\n    ",
     "\n\t", "да", "слово.", "«", "»", "。", "…", "है", "\u093f", "١", "०", "²", "ǅ", "한국", "🎉",
@@ -638,9 +639,12 @@ def line_texts(seed, number):
 
 @pytest.mark.row("M10")
 @pytest.mark.parametrize("split", SPLITS)
-def test_lines_have_in_their_texts_the_tokens_that_they_have_by_themselves(split, monkeypatch):
+@pytest.mark.parametrize("make", ["train", "byte_pairs"])  # the second shows where words end
+def test_lines_have_in_their_texts_the_tokens_that_they_have_by_themselves(
+    split, make, monkeypatch
+):
     pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
-    reference = ExactEngine(train(SPLITS[split]))
+    reference = ExactEngine({"train": train, "byte_pairs": byte_pairs}[make](SPLITS[split]))
     engine = FastEngine(reference, reference.tokenizer.to_str())
     monkeypatch.setattr(fast.Lines, "are_mostly_told", True)
     monkeypatch.setattr(fast, "_BATCH_BYTES", 3000)
@@ -702,8 +706,9 @@ def odd_ones(split="llama3"):
     return [normalized, stripping, breaking, prefixed]
 
 
-def test_other_tokenizers_count_every_line_by_itself():
+def test_other_tokenizers_count_every_line_by_itself(monkeypatch):
     pytest.importorskip("gigatoken", reason="gigatoken (extra fast) is not installed")
+    monkeypatch.setattr(fast.Lines, "are_mostly_told", True)
     column = pa.array(["one\ntwo <pad>\n three<a>\n"], pa.large_string())
     lines = pa.array(column[0].as_py().split("\n"), pa.large_string())
     for tokenizer in odd_ones():

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 
+from nemo_sdg.data.backend import to_values
 from nemo_sdg.errors import ConfigurationError, DataError
 from nemo_sdg.text.filters import (
     ColumnFilter,
@@ -76,6 +77,15 @@ def test_substring(rule, expected):
     texts = ["Hi you", "you Hi", " Hi ", "hi", None]
     assert measured(rule, texts) == expected
     assert kept(rule, texts) == [score == 1 for score in expected]
+
+
+@pytest.mark.parametrize("dtype", ["str", object])
+@pytest.mark.parametrize("word", ["ΟΔΟΣ", "İstanbul", "STRASSE", "ẞ", "Ǆ"])
+def test_any_word_is_found_in_itself_whatever_its_case(word, dtype):
+    rule = Substring(substring=word, ignore_case=True)
+    texts = pd.Series([f"x {word} y", word, "x", None], dtype=dtype)
+    assert to_values(rule.measure(texts)) == [1, 1, 0, None]
+    assert to_values(rule.measure(texts.iloc[:0])) == []
 
 
 def test_a_wrong_setting_is_an_error_at_once():
