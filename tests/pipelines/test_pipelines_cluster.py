@@ -10,6 +10,7 @@ from typing import Any
 
 import dask
 import pandas as pd
+import pyarrow as pa
 import pytest
 from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster
@@ -83,6 +84,24 @@ def test_a_local_cluster_gives_up_no_worker_that_dies_often(recipe, endpoint):
         with cluster.open_cluster(recipe, endpoint, connected):
             assert patience() == usual  # whoever started it replaces the workers that are lost
     assert patience() == usual < 60
+
+
+@pytest.mark.cluster
+def test_workers_take_the_memory_of_arrow_from_the_system_or_as_the_user_says(
+    monkeypatch, recipe, endpoint
+):
+    def kind() -> str:
+        return pa.default_memory_pool().backend_name
+
+    found = []
+    for given in (None, "mimalloc"):
+        if given is None:
+            monkeypatch.delenv(cluster.ARROW_POOL, raising=False)
+        else:
+            monkeypatch.setenv(cluster.ARROW_POOL, given)
+        with cluster.open_cluster(recipe, endpoint, None) as client:
+            found += set(client.run(kind).values())
+    assert found == ["system", "mimalloc"]
 
 
 @pytest.mark.cluster
