@@ -71,6 +71,22 @@ def test_hard_strings_are_exact(
     assert 0 < flagged.sum() < len(texts) / 10, "nearly all are counted here"
 
 
+@pytest.mark.parametrize("rules", rig.RULES)
+@pytest.mark.parametrize("chunk", [16, 1 << 40])
+def test_words_end_where_tokenizers_ends_them(
+    rules: str, chunk: int, tokenizers_by_rules: Any, tables_by_rules: Any
+) -> None:
+    """Counts do not show all: two words may have the tokens of one."""
+    texts = [text for text in hard_strings() + rig.odd_strings(500, seed=11) if text]
+    chars, offsets = host_buffers(texts)
+    wanted = []
+    for place, text in zip(offsets.tolist(), texts, strict=False):
+        for word, _ in tokenizers_by_rules[rules].pre_tokenizer.pre_tokenize_str(text):
+            place += len(word)  # a letter a byte
+            wanted.append(place)
+    assert cpu.word_ends(tables_by_rules[rules], chars, offsets, chunk).tolist() == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rules", rig.RULES)
 def test_ten_thousand_odd_strings_are_exact(
