@@ -27,3 +27,8 @@ class Shared:
 @functools.lru_cache(maxsize=32)
 def _read(written: bytes) -> Any:
     return cloudpickle.loads(written)
+
+
+def forget() -> None:
+    """Let go of all values in this process; a run that is still at work makes its own anew."""
+    _read.cache_clear()

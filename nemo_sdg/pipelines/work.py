@@ -27,7 +27,7 @@ from nemo_sdg.pipelines.preflight import worker_preflight
 from nemo_sdg.pipelines.progress import TOPIC, Gathered, Observer, counts_so_far
 from nemo_sdg.pipelines.retry_part import letters_of_part, retry_part
 from nemo_sdg.pipelines.round import Round
-from nemo_sdg.pipelines.shared import Shared
+from nemo_sdg.pipelines.shared import Shared, forget
 from nemo_sdg.pipelines.sigterm import leaving_in_peace
 from nemo_sdg.pipelines.summaries import Summaries
 from nemo_sdg.pipelines.watch import Died, Watch
@@ -212,4 +212,10 @@ def _engines_stopped(cluster: Any, endpoint: Endpoint) -> Iterator[str]:
         yield run
     finally:
         with contextlib.suppress(Exception):
-            cluster.run(run_ends, run, on_error="ignore")
+            cluster.run(_run_ends, run, on_error="ignore")
+
+
+def _run_ends(run: str) -> None:
+    """Leave nothing of a run behind in a worker that lives on."""
+    run_ends(run)
+    forget()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import run_rig as rig
 
+from nemo_sdg.llm.scripted import ScriptedEndpoint, fixed
+from nemo_sdg.pipelines import shared
 from nemo_sdg.pipelines.progress import Quiet
+from nemo_sdg.pipelines.run import run
 from nemo_sdg.pipelines.summaries import Summaries
 from nemo_sdg.pipelines.watch import Watch
 
@@ -30,6 +35,20 @@ def test_a_result_that_was_taken_is_let_go_of_on_the_cluster(client: Any) -> Non
             time.sleep(0.01)  # the client tells the scheduler in a moment
         assert len(client.futures) <= left
     assert found == {number: 2 * number for number in range(20)}
+
+
+@pytest.mark.cluster
+def test_what_parts_shared_goes_with_the_run(client: Any, tmp_path: Path) -> None:
+    def held() -> int:
+        return shared._read.cache_info().currsize
+
+    source = rig.documents(tmp_path / "in.jsonl", range(8))
+    during = rig.At(1, lambda: sum(client.run(held).values()))
+    with ScriptedEndpoint(latency=fixed(1.0)) as server:
+        recipe = rig.recipe_for(server.url, source, concurrency=4)
+        run(recipe, tmp_path / "out", client=client, observer=during)
+    assert during.result > 0
+    assert not any(client.run(held).values())
 
 
 def test_summaries_are_what_they_were_and_take_little_room() -> None:
