@@ -175,6 +175,11 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> str:
     return json.dumps(spec)
 
 
+def with_an_added_token_to_normalise(spec: dict[str, Any]) -> None:
+    spec["normalizer"] = {"type": "NFC"}
+    spec["added_tokens"].append(spec["added_tokens"][0] | {"content": "é"})
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -196,6 +201,21 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> str:
             )),
             "Split Removed",
         ),
+        (
+            lambda: bpe(pre_tokenizer=pre_tokenizers.Sequence(
+                [pre_tokenizers.Split(Regex(rig.RULES["cl100k"]), "isolated", invert=True),
+                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+            )),
+            "invert True",
+        ),
+        (
+            lambda: bpe(pre_tokenizer=pre_tokenizers.Sequence(
+                [pre_tokenizers.Split(Regex(rig.RULES["cl100k"]), "isolated"),
+                 pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )),
+            "use_regex after another",
+        ),
+        (lambda: edited(with_an_added_token_to_normalise), "added token 'é' with a normalizer"),
         (lambda: bpe(normalizer=normalizers.Lowercase()), "normalizer Lowercase"),
         (lambda: edited(lambda s: s["model"].update(byte_fallback=True)), "byte_fallback"),
         (lambda: edited(lambda s: s["model"].update(dropout=0.1)), "dropout"),
