@@ -55,8 +55,9 @@ class Outbox:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self.flush)
 
     def send(self, what: str, *content: Any) -> None:
-        """Send a frame at once."""
-        self._writer.write(write_frame([what, *content]))
+        """Send a frame at once; where nobody is left to read it, as after Ctrl-C, do nothing."""
+        if not self._writer.is_closing():
+            self._writer.write(write_frame([what, *content]))
 
     def end(self, error: NemoSdgError) -> None:
         """Tell that the engine has ended, and why."""
