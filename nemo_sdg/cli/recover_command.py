@@ -30,8 +30,8 @@ _ASKING = (
 def replay(folder: str, output: str | None, **changes: Any) -> int:
     """Make the dataset of a run folder anew from the answers filed; nothing is asked.
 
-    Needs neither endpoint nor key. Rows without a filed answer become dead letters (not_filed), and
-    the next `run` asks for them.
+    Needs neither endpoint nor key, unless the server counted the tokens. Rows without a filed
+    answer become dead letters (not_filed), and the next `run` asks for them.
     """
     Place.folder = Path(output or folder).expanduser()
 

@@ -48,7 +48,14 @@ class Existing:
         """
         recipe, counted = self.recipe, self.state.get("tokenizer")
         if recipe.endpoint and counted and counted["name"].endswith(f"({TOKENIZE_ROUTE})"):
-            tokenizer = choose_tokenizer(recipe, self.endpoint(), is_offline=False)
+            endpoint = self.endpoint()
+            tokenizer = choose_tokenizer(recipe, endpoint, is_offline=False)
+            if counted["fingerprint"] != tokenizer.fingerprint:
+                raise RunFolderError(
+                    f"its texts were cut by the token counts of {endpoint.host}, which does not "
+                    "count them now: have that server answer again (with its key, if it wants "
+                    "one), or begin a new run with --tokenizer, which needs no server"
+                )
         else:
             tokenizer = own_tokenizer(recipe)
         check_tokenizer(self.state, tokenizer)

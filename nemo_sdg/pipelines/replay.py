@@ -3,8 +3,9 @@
     replay("out")                       # into the folder itself
     replay("out", output="again")       # or into a new one
 
-Nothing is asked, no key is needed. Rows whose answers are not filed become dead letters with the
-reason they had, or `not_filed` where none is known; the next `run` asks for those.
+Nothing is asked, no key is needed; but where the server counted tokens, since the model's
+tokenizer was not at hand, it has to count them again. Rows whose answers are not filed become dead
+letters with the reason they had, or `not_filed` where none is known; the next `run` asks for those.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ def replay(
         client: a connected `distributed.Client`; by default a cluster on this machine.
         changes: cheap fields of the recipe that shall differ (`shape`, `missing`, `format`).
 
-    Requests: none.
+    Requests: none, but for counts of tokens where the server made them in the run, too.
 
     Raises:
-        RunFolderError: this is no run folder, `output` is another run's, or, without `output`,
-            input or tasks have changed: rows would be lost.
+        RunFolderError: this is no run folder, `output` is another run's, a server that counted does
+            not count any more, or, without `output`, input or tasks have changed: rows would be
+            lost.
     """
     observer = observer or Quiet()
     was = open_existing(folder)
@@ -63,6 +65,7 @@ def replay(
     target.make()
     started = time.perf_counter()
     fingerprint = fingerprint_of(recipe, was.inputs)
+    tokenizer = was.tokenizer()  # what fails here leaves the run as it is
     with (
         ended_by_sigterm(),
         owned(target.path) as lease,
@@ -74,7 +77,7 @@ def replay(
         job = plan_job(
             recipe,
             endpoint,
-            tokenizer=was.tokenizer(),
+            tokenizer=tokenizer,
             ledger=was.ledger,
             fingerprint=fingerprint,
             block_bytes=was.state.get("block_bytes"),

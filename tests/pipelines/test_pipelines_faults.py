@@ -434,5 +434,7 @@ def test_workers_that_share_a_process_all_tell_their_progress(
             run(recipe, tmp_path / folder, client=client, observer=observer)
         moving = [s for s in observer.states if s.in_flight]
         assert max(s.in_flight for s in moving) > 4  # more than the share of one
-        assert all(s.in_flight <= 8 for s in moving)
+        # A sum of what both told last, while slots go from one to the other.
+        assert all(s.in_flight <= 16 for s in moving)
+        assert server.log.max_in_flight <= 8
         server.log.clear()

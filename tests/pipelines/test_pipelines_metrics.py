@@ -219,7 +219,10 @@ def held(found: dict[str, Any], entries: list[Any]) -> None:
     answered = [e for e in entries if e.fault not in CODES and not e.client_left]
     assert len(answered) - late <= found["answered"] <= len(answered)
     least = sum(e.usage["prompt_tokens"] for e in answered if e.usage)
-    assert found["tokens"]["input_tokens"] == pytest.approx(least, rel=0.2 if late else 0.05)
+    most = sum(
+        e.usage["prompt_tokens"] for e in entries if e.usage
+    )  # malformed ones were paid, too
+    assert (0.8 if late else 0.95) * least <= found["tokens"]["input_tokens"] <= 1.05 * most
 
 
 @pytest.mark.cluster

@@ -276,3 +276,19 @@ def test_joined_documents_are_whole_after_a_retry(client: Any, server: Any, tmp_
         assert result.counts[name]["documents.complete"] == 2
         assert len(rig.asked(other.log)) == first.counts[name]["dead.refused"] == 1
         assert "By the larger model." in rig.data_of(folder)["rephrased"][0]
+
+
+@pytest.mark.cluster
+def test_a_replay_that_cannot_cut_texts_as_the_server_did_leaves_the_run_complete(
+    client: Any, tmp_path: Path
+) -> None:
+    source = rig.documents(tmp_path / "in.jsonl", range(6))
+    with ScriptedEndpoint(kind="vllm", default="A sum.") as server:
+        recipe = rig.recipe_for(server.url, source, tokenizer=None)
+        run(recipe, tmp_path / "out", client=client)
+        replay(tmp_path / "out", client=client)  # it counts once more
+    with pytest.raises(RunStopped, match=r"does not count tokens any more.*--tokenizer"):
+        replay(tmp_path / "out", client=client)  # a process that has reached it before
+    code, _, told = rig.ended(rig.start("replay", "out", cwd=tmp_path))
+    assert code == 2 and "does not count them now" in " ".join(told.split())
+    assert rig.report(tmp_path / "out")["status"] == "complete"

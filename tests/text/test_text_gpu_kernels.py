@@ -24,7 +24,7 @@ from nemo_sdg.text.hard_strings import hard_strings, hard_strings_for
 
 pytest.importorskip("numba", reason="numba (extra kernels) is not installed")
 
-from nemo_sdg.text.gpu import classes, cpu
+from nemo_sdg.text.gpu import classes, cpu, kernels, split, target
 from nemo_sdg.text.gpu.tables import NotCompiled, compile_tokenizer
 
 pytestmark = [pytest.mark.row("M10"), pytest.mark.fault(38)]
@@ -236,6 +236,17 @@ def test_the_shipped_kinds_of_characters_are_those_of_tokenizers() -> None:
         assert str(file["tokenizers"]) == rig.tokenizers.__version__
         assert np.array_equal(file["blocks"], made.blocks)
         assert np.array_equal(file["kinds"], made.kinds)
+
+
+def test_what_was_compiled_with_other_sources_is_not_taken_from_the_cache(tmp_path: Path) -> None:
+    """Of a function that another one calls, too: each is named after all files."""
+    stamp = target.sources(Path(target.__file__).parent)
+    assert stamp in str(cpu.walk.__qualname__) and stamp in str(split.char_at.__qualname__)
+    assert stamp in kernels.scan.__qualname__
+    (tmp_path / "a.py").write_text("LIMIT = 0xBF")
+    before = target.sources(tmp_path)
+    (tmp_path / "a.py").write_text("LIMIT = 0xBE")
+    assert target.sources(tmp_path) != before
 
 
 # ------------------------------------------------------------------- the simulator, and no card

@@ -22,6 +22,7 @@ from nemo_sdg.text.gpu.flags import begins_added
 from nemo_sdg.text.gpu.merge import NO_PAIR, SHORT, is_long_token, is_token, merged, pair_of
 from nemo_sdg.text.gpu.split import char_at, first_safe, is_safe, next_word, row_between
 from nemo_sdg.text.gpu.status import HOLDS_ADDED, LONG_WORD, QUEUE_FULL, UNSETTLED_ROW
+from nemo_sdg.text.gpu.target import stamped
 
 STRIDE = 4096  # bytes between two places whose rows are known
 MEDIUM = 64  # bytes of a word that one thread merges
@@ -35,6 +36,7 @@ _LENGTH = (1 << _LENGTH_BITS) - 1
 
 
 @cuda.jit(cache=True)
+@stamped
 def locate(offsets: Any, rows: int, marks: Any) -> None:
     """Write the row at every STRIDE bytes, and the last row at the end."""
     number = cuda.grid(1)
@@ -43,6 +45,7 @@ def locate(offsets: Any, rows: int, marks: Any) -> None:
 
 
 @cuda.jit(cache=True)
+@stamped
 def flag(
     chars: Any, offsets: Any, marks: Any, heads: Any, added: Any, settled: bool, blocks: Any,
     kinds: Any, status: Any,
@@ -69,6 +72,7 @@ def flag(
 
 
 @cuda.jit(cache=True)
+@stamped
 def scan(
     chars: Any, words: Any, offsets: Any, marks: Any, origin: int, limit: int, chunk: int,
     flags: int, digits: int, blocks: Any, kinds: Any, whole: Any, whole_shift: int, counts: Any,
@@ -125,6 +129,7 @@ def scan(
 
 
 @cuda.jit(cache=True)
+@stamped
 def merge(
     chars: Any, queue: Any, queue_rows: Any, tails: Any, letters: Any, pairs: Any, pair_shift: int,
     long: Any, pool: Any, long_shift: int, counts: Any,
@@ -147,6 +152,7 @@ def merge(
 
 
 @cuda.jit(cache=True)
+@stamped
 def merge_long(
     chars: Any, queue: Any, queue_rows: Any, tail: Any, letters: Any, pairs: Any, pair_shift: int,
     long: Any, pool: Any, long_shift: int, counts: Any,
