@@ -287,8 +287,6 @@ def test_a_replay_that_cannot_cut_texts_as_the_server_did_leaves_the_run_complet
         recipe = rig.recipe_for(server.url, source, tokenizer=None)
         run(recipe, tmp_path / "out", client=client)
         replay(tmp_path / "out", client=client)  # it counts once more
-    with pytest.raises(RunStopped, match=r"does not count tokens any more.*--tokenizer"):
-        replay(tmp_path / "out", client=client)  # a process that has reached it before
     code, _, told = rig.ended(rig.start("replay", "out", cwd=tmp_path))
     assert code == 2 and "does not count them now" in " ".join(told.split())
     assert rig.report(tmp_path / "out")["status"] == "complete"

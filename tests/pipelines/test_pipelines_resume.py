@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -368,7 +369,9 @@ def test_kill_9_at_30_and_at_70_percent(
     code, _, err = rig.ended(rig.start(*arguments, cwd=tmp_path))
     assert code == 0, err
     last.nothing_paid_twice()
-    assert len(everything.keys()) <= NUM_DOCUMENTS + 2 * CONCURRENCY
+    # In flight at each kill, and 1 %: an answer is filed a moment after its slot was given on.
+    most = NUM_DOCUMENTS + 2 * (CONCURRENCY + math.ceil(0.01 * NUM_DOCUMENTS))
+    assert len(everything.keys()) <= most
     rig.assert_equal_output(tmp_path / "out", undisturbed)
 
 
