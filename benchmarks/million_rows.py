@@ -6,8 +6,8 @@
 the full size. The server is asked twice a second how many requests came, memory and processor time
 of all processes are read 20 times a second. One line: bytes for each 1,000 rows, the median slope
 between the least memory in each twentieth of the rows from 10,000 on, and the processor time of a
-row in each tenth of the run. What comes and goes in a worker blurs its slope by some 2 MB over the
-whole run: more rows, less blur.
+row in each tenth of the run. What comes and goes in a worker blurs its slope: more
+rows, less blur.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def least(
 ) -> list[int]:
     """Return the least memory of each of `WINDOWS` stretches of the rows.
 
-    What partitions take that are at work comes and goes, some ten megabytes; what stays is below.
+    What partitions take that are at work comes and goes; what stays is below.
     """
     edges = np.linspace(first, last, WINDOWS + 1)
     return [

@@ -158,7 +158,7 @@ class DividedBacklog(SeveralQueues):
 
     def __init__(self, ordinary: Backlog, replicas: Sequence[Replica]) -> None:
         self.for_fallback, self._ordinary = Backlog(), ordinary
-        self._avoiding = {id(replica): Backlog() for replica in replicas}
+        self._avoiding: dict[Replica | None, Backlog] = {one: Backlog() for one in replicas}
         super().__init__((self.for_fallback, *self._avoiding.values(), ordinary))
         self.queues = self._parts
 
@@ -172,7 +172,7 @@ class DividedBacklog(SeveralQueues):
         if item.is_for_fallback:
             self.for_fallback.push(item)
         else:
-            self._avoiding.get(id(item.avoided), self._ordinary).push(item)
+            self._avoiding.get(item.avoided, self._ordinary).push(item)
 
     def pop(self) -> None:
         """Take that request out."""

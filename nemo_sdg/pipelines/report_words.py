@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_sdg.pipelines.metrics import TaskMetrics
+from nemo_sdg.stages.generate import NO_INPUT
 
 HINTS = {
     "length": "the answer reached the output limit: raise max_output_tokens, or take smaller texts",
@@ -20,7 +21,7 @@ HINTS = {
     "rate_limited": "the server asked for a pause",
     "server_error": "the server failed (5xx)",
     "malformed_reply": "the reply was not what the protocol says",
-    "no_input": "a column that the prompt needs is null, or the text is empty",
+    "no_input": NO_INPUT,
     "task_crashed": "parser or flow of the task raised an error: see detail in dead_letters/",
     "cancelled": "the run ended before the answer came",
     "overtaken": "sent twice to end the run sooner, and the other one was answered first",

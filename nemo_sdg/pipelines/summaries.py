@@ -15,7 +15,7 @@ import orjson
 
 
 class Summaries(Mapping[tuple[str, int], dict[str, Any]]):
-    """(task, number) -> summary. A plain dictionary of each took ten times the memory.
+    """(task, number) -> summary. Plain dictionaries take many times the memory.
 
     They are all alike: the first one of a task is what the others are compressed with.
     """

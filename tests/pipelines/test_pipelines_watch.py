@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,10 +29,8 @@ def test_a_result_that_was_taken_is_let_go_of_on_the_cluster(client: Any) -> Non
     for key, value in watch.results(range(20), double):
         found[key] = value
         left -= 1
-        until = time.monotonic() + 10
-        while len(set(client.futures) - others) > left and time.monotonic() < until:
-            time.sleep(0.01)  # the client tells the scheduler in a moment
-        assert len(set(client.futures) - others) <= left
+        # The client tells the scheduler in a moment.
+        rig.until(lambda left=left: len(set(client.futures) - others) <= left, timeout_s=10)
     assert found == {number: 2 * number for number in range(20)}
 
 
